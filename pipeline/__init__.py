@@ -1,0 +1,1 @@
+"""Exact segmentation of KESM volumes."""

@@ -1,0 +1,311 @@
+"""The command ``kesm``: parse, call one function, print.
+
+The scientific stack takes seconds to import and ``kesm --help`` must not: every command imports what it needs when it
+is called. This is the one module that does so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.ingest import Ingested
+
+app = typer.Typer(
+    help="Segment, validate and store Knife-Edge Scanning Microscopy volumes: exact, in one pass, in bounded memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXIT_UNEXPECTED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Target = Annotated[Path, typer.Argument(metavar="CONFIG|VOLUME", help="A YAML configuration, or a volume.")]
+Threads = Annotated[int | None, typer.Option(help="Threads to use; default one for each CPU.")]
+
+
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+def main() -> NoReturn:
+    """Run the command line, and exit with its documented code."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    app()
+    raise SystemExit(0)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where its files go.")] = Path("kesm-demo"),
+    as_json: Json = False,
+) -> None:
+    """Make a phantom volume, ingest it, segment it and report, in under a minute."""
+    with answering():
+        from pipeline.demo import Demo, run_demo
+        from pipeline.terminal import Meter, show_summary
+
+        summary = run_demo(folder, Meter)
+        if as_json:
+            print(json.dumps(summary.document()))
+        else:
+            files = Demo(folder)
+            show_summary(summary)
+            print(f"volume:  {files.volume} (OME-Zarr: napari, Neuroglancer and Fiji open it)")
+            print(f"picture: {files.picture} (right in cyan, wrong in magenta and yellow)")
+            print("next:")
+            print(f"  kesm status {files.volume}")
+            print(f"  kesm run {files.volume} --truth groundtruth --name raw --set denoise.method=none")
+            print("  kesm ingest YOUR_SLICES --volume mine.zarr && kesm run mine.zarr")
+
+
+@app.command()
+def ingest(
+    slices: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns in quotes.")],
+    volume: Annotated[Path, typer.Option(help="The OME-Zarr volume that they go to.")],
+    label: Annotated[str | None, typer.Option(help="They are an expert's truth of this name, not the image.")] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Of colour images: red, green, blue, luminance, or a number from 0.")
+    ] = None,
+    voxel_size: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Size of a voxel in micrometres.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add slices after the last one of the volume.")] = False,
+    start_z: Annotated[int | None, typer.Option(min=0, help="Label: the slice that the first file is for.")] = None,
+    vessel_above: Annotated[float | None, typer.Option(help="Label: values above this level are vessel.")] = None,
+    unlabelled: Annotated[int | None, typer.Option(help="Label: the value of what nobody annotated.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Store image slices, or an expert's truth, as OME-Zarr."""
+    with answering():
+        from pipeline.execute import ThreadRunner
+        from pipeline.ingest import LabelOptions, ingest_image, ingest_label, ingest_threads
+        from pipeline.plan import available_cpus
+        from pipeline.stack import find_pages
+        from pipeline.terminal import Meter
+
+        size = parse_voxel_size(voxel_size)
+        check_ingest_options(label, {"--start-z": start_z, "--vessel-above": vessel_above, "--unlabelled": unlabelled})
+        check_ingest_options(None if label else "image", {"--append": append or None, "--voxel-size": voxel_size})
+        pages = find_pages(slices, channel)
+        each = pages[0].shape[0] * pages[0].shape[1] * (2 if pages[0].dtype == "uint16" else 1)
+        workers = ingest_threads(pages[0], threads or available_cpus())
+        with Meter(label or "image", unit_bytes=each) as meter:
+            runner = ThreadRunner(workers, meter)
+            if label is None:
+                done = ingest_image(pages, volume, runner, size, append)
+            else:
+                done = ingest_label(pages, volume, runner, LabelOptions(label, start_z, vessel_above, unlabelled))
+        show_ingested(done, as_json)
+
+
+@app.command()
+def run(
+    target: Target,
+    truth: Annotated[str | None, typer.Option(help="Label to compare the mask with.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")] = None,
+    region: Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")] = None,
+    threads: Threads = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")
+    ] = None,
+    foreground: Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Do everything of a run that is not done, and print its scores."""
+    with answering():
+        config = configure(
+            target, assignments, truth=truth, name=name, region=region, threads=threads, memory=memory,
+            scheduler=scheduler, foreground=foreground,
+        )  # fmt: skip
+        from pipeline.plan import make_plan
+        from pipeline.run import run_plan
+        from pipeline.terminal import Meter, show_summary
+
+        plan = make_plan(config)
+        try:
+            with Meter(f"run {plan.name}", total=plan.blocks.size) as meter:
+                summary = run_plan(plan, config.cluster, meter)
+        except (KeyboardInterrupt, Terminated):
+            say(stopped(plan.volume, plan.name, plan.truth))
+            raise
+        if as_json:
+            print(json.dumps(summary.document()))
+        else:
+            show_summary(summary)
+            print(f"mask: {plan.volume / 'labels' / plan.name}")
+        if summary.tiles.failed:
+            raise typer.Exit(EXIT_PARTIAL)
+
+
+@app.command()
+def plan(
+    target: Target,
+    truth: Annotated[str | None, typer.Option(help="Label to compare the mask with.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")] = None,
+    region: Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")] = None,
+    threads: Threads = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")
+    ] = None,
+    foreground: Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would do; nothing is touched."""
+    with answering():
+        config = configure(
+            target, assignments, truth=truth, name=name, region=region, threads=threads, memory=memory,
+            scheduler=scheduler, foreground=foreground,
+        )  # fmt: skip
+        from pipeline.plan import make_plan, tiles_done
+        from pipeline.terminal import show_plan
+
+        made = make_plan(config)
+        done = tiles_done(made)
+        if as_json:
+            print(json.dumps(made.document() | {"tiles_done": done}))
+        else:
+            show_plan(made, done)
+
+
+@app.command()
+def status(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")], as_json: Json = False
+) -> None:
+    """Say what a volume holds, and how far each of its runs is."""
+    with answering():
+        from pipeline.report import describe
+        from pipeline.terminal import show_status
+        from pipeline.volume import Volume
+
+        document, summaries = describe(Volume(volume))
+        if as_json:
+            print(json.dumps(document))
+        else:
+            show_status(document, summaries)
+
+
+def configure(target: Path, assignments: list[str] | None, **options: Any) -> RunConfig:
+    """Configuration of a run: the file, then the options that were given, then each ``--set``."""
+    from pipeline.config import load_config, parse_assignment
+
+    overrides: dict[str, Any] = {}
+    scheduler = options.pop("scheduler")
+    if scheduler is not None:
+        named = scheduler in {"threads", "local"}
+        overrides["cluster.engine"] = scheduler if named else "address"
+        overrides |= {} if named else {"cluster.address": scheduler}
+    threads = options.pop("threads")
+    overrides |= {key: value for key, value in options.items() if value is not None}
+    overrides |= {} if threads is None else {"cluster.threads": threads}
+    overrides |= dict(parse_assignment(assignment) for assignment in assignments or [])
+    return load_config(target, overrides)
+
+
+def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
+    """``1,0.7,0.6`` as three lengths in micrometres."""
+    from pipeline.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--voxel-size: got {text!r}, expected z,y,x in micrometres, such as 1,0.7,0.6") from error
+    if not all(0 < length < float("inf") for length in (z, y, x)):
+        raise ConfigError(f"--voxel-size: got {text!r}, lengths must be positive")
+    return z, y, x
+
+
+def check_ingest_options(allowed: str | None, options: dict[str, Any]) -> None:
+    """Refuse options that would be ignored: those of a label without one, and those of an image with one."""
+    from pipeline.errors import ConfigError
+
+    given = [option for option, value in options.items() if value is not None]
+    if given and allowed is None:
+        other = "only with --label NAME" if "--start-z" in options else "only without --label"
+        raise ConfigError(f"{', '.join(given)}: {other}")
+
+
+def show_ingested(done: Ingested, as_json: bool) -> None:
+    """Print what was written where."""
+    first, last = min(done.slices), max(done.slices)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "schema": 1, "volume": str(done.volume), "label": done.label, "slices": list(done.slices),
+                    "shape": list(done.shape), "placed": done.placed, "mapping": done.mapping or None,
+                }
+            )
+        )  # fmt: skip
+        return
+    what = f"label {done.label}" if done.label else "image"
+    print(f"{what}: {len(done.slices)} slices, {first} to {last}, {done.placed}, in {done.volume}")
+    if done.label is None:
+        print(f"next: kesm run {done.volume}")
+    else:
+        print(f"next: kesm run {done.volume} --truth {done.label}")
+
+
+def stopped(volume: Path, name: str, truth: str | None) -> str:
+    """What an interrupted run has done."""
+    from pipeline.errors import PipelineError
+    from pipeline.report import summarise
+    from pipeline.volume import Volume
+
+    try:
+        tiles = summarise(Volume(volume), name, truth).tiles
+    except PipelineError:
+        return "stopped before anything was written"
+    return f"stopped: {tiles.done:,} of {tiles.total:,} tiles are done and kept; give the same command to go on"
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn what went wrong into one message on stderr and the documented exit code."""
+    from pipeline.errors import PipelineError
+
+    try:
+        yield
+    except PipelineError as error:
+        say(f"error: {error}")
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        say("interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    except Terminated as error:
+        say("terminated")
+        raise typer.Exit(EXIT_TERMINATED) from error
+    except BrokenPipeError as error:  # the reader of stdout has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_UNEXPECTED) from error
+
+
+def say(message: str) -> None:
+    """Print a message for a person; stdout belongs to results."""
+    print(message, file=sys.stderr)

@@ -1,0 +1,116 @@
+"""The main job on a phantom, from image files to scores, for a first look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import RunConfig
+from pipeline.errors import ExistsError
+from pipeline.execute import Observer, ThreadRunner
+from pipeline.figures import overlay
+from pipeline.geometry import Box
+from pipeline.histogram import TRUTH_UNLABELLED
+from pipeline.ingest import LabelOptions, ingest_image, ingest_label
+from pipeline.phantom import Phantom
+from pipeline.pixels import write_png
+from pipeline.plan import available_cpus
+from pipeline.report import Summary
+from pipeline.run import run
+from pipeline.stack import find_pages
+from pipeline.store import disk_errors
+from pipeline.volume import Volume
+
+TRUTH = "groundtruth"
+VOXEL_SIZE_UM = (1.0, 0.7, 0.6)  # of KESM: slice thickness, and sampling along and across the knife
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Where a demonstration keeps its files."""
+
+    folder: Path
+
+    @property
+    def slices(self) -> Path:
+        """Image files."""
+        return self.folder / "slices"
+
+    @property
+    def traced(self) -> Path:
+        """Truth files, for some of the slices."""
+        return self.folder / "truth"
+
+    @property
+    def volume(self) -> Path:
+        """The OME-Zarr volume."""
+        return self.folder / "brain.zarr"
+
+    @property
+    def picture(self) -> Path:
+        """Overlay of one slice."""
+        return self.folder / "overlay.png"
+
+
+def run_demo(folder: Path, meter: Callable[[str], Observer]) -> Summary:
+    """Write a phantom as PNG slices, ingest it with its truth, run the default recipe, and draw one slice.
+
+    Goes on where an earlier one has stopped.
+
+    Parameters
+    ----------
+    folder : Path
+    meter : callable
+        Gives the observer of a step, by the name of the step.
+
+    Raises
+    ------
+    ExistsError
+        If the folder holds another volume.
+    """
+    demo, phantom = Demo(folder), Phantom()
+    if demo.volume.exists() and Volume(demo.volume).shape != phantom.shape:
+        raise ExistsError(f"{demo.volume}: is another volume; name another folder: kesm demo DIR")
+    threads = available_cpus()
+    if not demo.volume.exists():
+        write_slices(demo, phantom, ThreadRunner(threads, meter("phantom")))
+        pages = find_pages([demo.slices])
+        ingest_image(pages, demo.volume, ThreadRunner(threads, meter("image")), VOXEL_SIZE_UM)
+    if TRUTH not in Volume(demo.volume).labels():
+        options = LabelOptions(TRUTH, unlabelled=TRUTH_UNLABELLED)
+        ingest_label(find_pages([demo.traced]), demo.volume, ThreadRunner(threads, meter("truth")), options)
+    summary = run(RunConfig(volume=demo.volume, truth=TRUTH), meter("run"))
+    draw_overlay(demo, summary.name)
+    return summary
+
+
+def write_slices(demo: Demo, phantom: Phantom, runner: ThreadRunner) -> None:
+    """Write the phantom's slices, and what an expert traced of them, as PNG files of the same names."""
+    with disk_errors(demo.folder):
+        demo.slices.mkdir(parents=True, exist_ok=True)
+        demo.traced.mkdir(exist_ok=True)
+
+    def write(z: int) -> None:
+        image, _ = phantom.slice(z)
+        traced = phantom.partial_truth(z)
+        with disk_errors(demo.folder):
+            write_png(demo.slices / f"slice_{z:03d}.png", image)
+            if traced is not None:
+                write_png(demo.traced / f"slice_{z:03d}.png", traced)
+
+    runner(write, range(phantom.shape[0]))
+
+
+def draw_overlay(demo: Demo, name: str, z: int = 2) -> None:
+    """Draw where the mask of one slice is right (cyan) and wrong (magenta, yellow), beside the image."""
+    volume = Volume(demo.volume)
+    truth, _ = volume.truth(TRUTH)
+    _, height, width = volume.shape
+    box = Box((z, 0, 0), (z + 1, height, width))
+    image, traced, mask = (layer.full.read(box)[0] for layer in (volume.image, truth, volume.label(name)))
+    grey = np.repeat(image[..., None], 3, axis=-1)
+    with disk_errors(demo.picture):
+        write_png(demo.picture, np.concatenate([grey, overlay(image, traced, mask)], axis=1))

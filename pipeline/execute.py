@@ -1,0 +1,321 @@
+"""Dask: the graph of a run, its reduction, its engines and its events; the one owner of dask.
+
+The graph is a `map_blocks` over the grid of tiles, without array arguments: a task reads its own window. Each returns
+the small table of its tiles, and sums of those are Dask's tree reductions, all computed at once (computed one by one,
+the blocks run again for each).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import dask
+import dask.array as da
+import distributed
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluster
+from pipeline.confusion import Scores, mean_scores, score_parts
+from pipeline.errors import SchedulerError
+from pipeline.geometry import Triple
+from pipeline.plan import Plan, available_cpus
+from pipeline.segment import Column, Job, build_pyramid, run_block, stale_pyramids
+from pipeline.store import ShardedArray, set_codec_threads
+from pipeline.tables import RunTables
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SPLIT_EVERY = 8  # children of each node of the reduction tree
+CONNECT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An engine is ready; ``dashboard`` is its web page, if it has one."""
+
+    engine: str
+    dashboard: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDone:
+    """A block was done, reused, or has failed; counts are those of its tiles."""
+
+    voxels: int
+    counts: tuple[int, int, int, int]
+    reused: bool
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobsStarted:
+    """A `ThreadRunner` was given so many jobs."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """One of them is done."""
+
+
+Event = Started | BlockDone | JobsStarted | JobDone
+Observer = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Observe nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Sums over the tiles of a run.
+
+    Attributes
+    ----------
+    totals : ndarray
+        int64 (len(Column),).
+    per_slice : ndarray
+        int64 (z, len(Column)).
+    macro : tuple or None
+        Mean scores over the annotated tiles, and how many those are.
+    """
+
+    totals: NDArray[np.int64]
+    per_slice: NDArray[np.int64]
+    macro: tuple[Scores, int] | None
+
+
+def execute(plan: Plan, tables: RunTables, engine: Engine, observer: Observer) -> Outcome:
+    """Run all blocks of a plan, and sum what they return.
+
+    Raises
+    ------
+    StorageError
+        If results cannot be written.
+    SchedulerError
+        If the scheduler or its workers are lost.
+    """
+    job = Job(plan.volume, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
+    with engine.listen(observer) as notify:
+        totals, per_slice, scores = engine.compute(*build_graph(plan, job, notify, engine.codec_threads))
+    if plan.block[1:] != plan.grids.tiles.shape[1:]:  # else the task of a slice has written its pyramid
+        slices = range(plan.region.start[0], plan.region.stop[0])
+        engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in stale_pyramids(tables, slices)])
+    return Outcome(totals, per_slice, mean_scores(scores))
+
+
+def build_graph(plan: Plan, job: Job, notify: Observer, codec_threads: int) -> tuple[da.Array, da.Array, da.Array]:
+    """Return totals (column), sums per slice (z, column) and summed scores, as Dask arrays that share their blocks."""
+    tiles = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
+    table = da.map_blocks(
+        _task,
+        job=job,
+        first=plan.blocks.start,
+        notify=notify,
+        codec_threads=codec_threads,
+        chunks=(*_tile_chunks(plan), (len(Column),)),
+        dtype=np.int64,
+        meta=np.empty((0, 0, 0, 0), np.int64),  # without it, map_blocks calls the function while the graph is built
+        name=f"segment-{job.token}",
+    )
+    region = plan.grids.tiles.cover(plan.region).relative_to(tiles.start).slices
+    scored = table[region]
+    scores = scored[..., : Column.VOXELS].map_blocks(score_parts, chunks=(*scored.chunks[:3], (7,)), dtype=np.int64)
+    axes = (0, 1, 2)
+    return (
+        scored.sum(axis=axes, split_every=SPLIT_EVERY),
+        scored.sum(axis=axes[1:], split_every=SPLIT_EVERY),
+        scores.sum(axis=axes, split_every=SPLIT_EVERY),
+    )
+
+
+class Engine:
+    """Where tasks run: threads of this process, or the workers of a Dask client."""
+
+    def __init__(self, threads: int, client: distributed.Client | None = None) -> None:
+        self._client = client
+        self._threads = threads
+        # Workers open arrays themselves; each of their threads is one CPU, codec threads included.
+        self.codec_threads = threads
+
+    def compute(self, *collections: Any) -> tuple[Any, ...]:
+        """Compute Dask collections together."""
+        if self._client is not None:
+            return _compute_on_workers(self._client, collections)
+        set_codec_threads(self.codec_threads)
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="kesm")
+        try:
+            result: tuple[Any, ...] = dask.compute(*collections, scheduler="threads", pool=pool)
+        finally:
+            # Blocks in work are finished and recorded, also after Ctrl-C; those that have not begun never do.
+            pool.shutdown(wait=True, cancel_futures=True)
+        return result
+
+    @contextmanager
+    def listen(self, observer: Observer) -> Iterator[Observer]:
+        """Give what tasks call with their events, so that ``observer`` gets them here."""
+        if self._client is None:
+            yield observer
+            return
+        topic = f"kesm-{uuid.uuid4().hex}"
+
+        def receive(event: tuple[float, Any]) -> None:
+            message = event[1]
+            observer(BlockDone(**{**message, "counts": tuple(message["counts"])}))
+
+        self._client.subscribe_topic(topic, receive)
+        try:
+            yield _Topic(topic)
+        finally:
+            self._client.unsubscribe_topic(topic)
+
+
+@contextmanager
+def start_engine(cluster: Cluster, observer: Observer, client: distributed.Client | None = None) -> Iterator[Engine]:
+    """Start or reach the engine of a configuration; a client that is given is used and left open.
+
+    Raises
+    ------
+    SchedulerError
+        If no scheduler answers.
+    """
+    if client is not None:
+        observer(Started("client", client.dashboard_link))
+        yield Engine(1, client)
+    elif isinstance(cluster, ThreadsCluster):
+        observer(Started("threads", None))
+        yield Engine(cluster.threads or available_cpus())
+    elif isinstance(cluster, LocalCluster):
+        with _local_client(cluster) as own:
+            observer(Started("local", own.dashboard_link))
+            yield Engine(cluster.threads, own)
+    else:
+        with _remote_client(cluster) as own:
+            observer(Started(cluster.address, own.dashboard_link))
+            yield Engine(1, own)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRunner:
+    """Calls a function on every item in threads of this process; results come in the order of the items."""
+
+    threads: int
+    observer: Observer = ignore
+
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Return ``[function(item) for item in items]``; an exception of one job ends them all."""
+
+        def call(item: Item) -> Result:
+            result = function(item)
+            self.observer(JobDone())
+            return result
+
+        self.observer(JobsStarted(len(items)))
+        return list(Engine(self.threads).compute(*[dask.delayed(call, pure=False)(item) for item in items]))
+
+
+def lazy_array(array: ShardedArray) -> da.Array:
+    """Return a stored image or label as a lazy Dask array, one chunk for each shard, read when it is computed."""
+    chunks = tuple(
+        tuple(min(step, length - start) for start in range(0, length, step))
+        for length, step in zip(array.shape, array.shards.step, strict=True)
+    )
+    return da.map_blocks(
+        _read_shard, path=array.path, chunks=chunks, dtype=array.dtype, meta=np.empty((0, 0, 0), array.dtype)
+    )
+
+
+class _Topic:
+    """Sends events through the scheduler to whoever listens to a topic."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def __call__(self, event: Event) -> None:
+        distributed.get_worker().log_event(self._topic, asdict(event))
+
+
+def _task(
+    job: Job, first: Triple, notify: Observer, codec_threads: int, block_id: tuple[int, ...]
+) -> NDArray[np.int64]:
+    set_codec_threads(codec_threads)
+    z, y, x = (start + offset for start, offset in zip(first, block_id[:3], strict=True))
+    record = run_block(job, (z, y, x))
+    sums = [int(value) for value in record.sum(axis=(0, 1, 2))]
+    notify(
+        BlockDone(
+            voxels=sums[Column.VOXELS],
+            counts=(sums[Column.TP], sums[Column.FP], sums[Column.FN], sums[Column.TN]),
+            reused=sums[Column.REUSED] > 0,
+            failed=sums[Column.FAILED] > 0,
+        )
+    )
+    return record
+
+
+def _read_shard(path: Any, block_id: Triple) -> NDArray[Any]:
+    array = ShardedArray(path)
+    return array.read(array.shards.box(block_id))
+
+
+def _tile_chunks(plan: Plan) -> list[tuple[int, ...]]:
+    """Number of tiles along each axis of each block that is worked on."""
+    chunks = []
+    for axis in range(3):
+        counts = []
+        for block in range(plan.blocks.start[axis], plan.blocks.stop[axis]):
+            index = [0, 0, 0]
+            index[axis] = block
+            counts.append(plan.grids.block_tiles((index[0], index[1], index[2])).shape[axis])
+        chunks.append(tuple(counts))
+    return chunks
+
+
+def _compute_on_workers(client: distributed.Client, collections: Sequence[Any]) -> tuple[Any, ...]:
+    futures = client.compute(list(collections))
+    try:
+        return tuple(client.gather(futures))
+    except (distributed.KilledWorker, distributed.CommClosedError, TimeoutError) as error:
+        raise SchedulerError(
+            f"workers were lost ({error}); see their logs or give them memory, then run again: what is done is kept"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise SchedulerError(f"a worker cannot import {error.name}; install kesm-pipeline on all workers") from error
+    finally:
+        client.cancel(futures)
+
+
+@contextmanager
+def _local_client(cluster: LocalCluster) -> Iterator[distributed.Client]:
+    workers = cluster.workers or max(1, available_cpus() // cluster.threads)
+    # Forked processes deadlock in zarr and zarrs (iohub issue 416).
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
+        distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=cluster.threads, memory_limit=0, dashboard_address="127.0.0.1:0"
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _remote_client(cluster: AddressCluster) -> Iterator[distributed.Client]:
+    try:
+        client = distributed.Client(cluster.address, timeout=CONNECT_S)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise SchedulerError(
+            f"{cluster.address}: no Dask scheduler answers there; start one with `dask scheduler`, or check the address"
+        ) from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise SchedulerError(f"{cluster.address}: the scheduler has no workers; start some with `dask worker`")
+        yield client

@@ -1,0 +1,146 @@
+"""Boxes and grids of voxels: pure integers, axes ``(z, y, x)``, half-open.
+
+Tiles, shards and blocks are three grids over one volume, all anchored at its origin; what one task may write is decided
+by how their cells nest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from pipeline.errors import ConfigError
+
+Triple = tuple[int, int, int]
+
+
+def ceil_div(length: int, step: int) -> int:
+    """Number of steps that cover a length."""
+    return -(-length // step)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Half-open box of voxels (or of grid cells), ``start <= index < stop``."""
+
+    start: Triple
+    stop: Triple
+
+    @classmethod
+    def whole(cls, shape: Triple) -> Box:
+        """Box of everything in an array of this shape."""
+        return cls((0, 0, 0), shape)
+
+    @property
+    def shape(self) -> Triple:
+        """Extent along each axis; 0 where the box is empty."""
+        z, y, x = (max(0, stop - start) for start, stop in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        z, y, x = self.shape
+        return z * y * x
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box as an index: slices only, because `zarrs` fails on some integer indices."""
+        z, y, x = (slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    def __and__(self, other: Box) -> Box:
+        """Voxels in both boxes."""
+        return Box(_each(max, self.start, other.start), _each(min, self.stop, other.stop))
+
+    def grow(self, halo: Triple) -> Box:
+        """Box with this many voxels more on both sides of each axis; may leave the volume."""
+        return Box(
+            _each(lambda start, margin: start - margin, self.start, halo),
+            _each(lambda stop, margin: stop + margin, self.stop, halo),
+        )
+
+    def relative_to(self, origin: Triple) -> Box:
+        """Same box, in coordinates that count from ``origin``."""
+        return Box(
+            _each(lambda start, zero: start - zero, self.start, origin),
+            _each(lambda stop, zero: stop - zero, self.stop, origin),
+        )
+
+    def __iter__(self) -> Iterator[Triple]:
+        """Every index inside, z slowest."""
+        (z0, y0, x0), (z1, y1, x1) = self.start, self.stop
+        return product(range(z0, z1), range(y0, y1), range(x0, x1))
+
+    def __str__(self) -> str:
+        """Text that ``--region`` takes."""
+        return ",".join(
+            f"{axis}={start}:{stop}" for axis, start, stop in zip("zyx", self.start, self.stop, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A volume of ``shape`` voxels cut into cells of ``step`` voxels; cells at the far edges are smaller."""
+
+    shape: Triple
+    step: Triple
+
+    @property
+    def cells(self) -> Triple:
+        """Number of cells along each axis."""
+        return _each(ceil_div, self.shape, self.step)
+
+    def box(self, index: Triple) -> Box:
+        """Voxels of one cell."""
+        start = _each(lambda cell, step: cell * step, index, self.step)
+        return Box(start, _each(lambda zero, step: zero + step, start, self.step)) & Box.whole(self.shape)
+
+    def cover(self, box: Box) -> Box:
+        """Cells that a box of voxels touches, as a box of cell indices."""
+        inside = box & Box.whole(self.shape)
+        return Box(
+            _each(lambda start, step: start // step, inside.start, self.step), _each(ceil_div, inside.stop, self.step)
+        )
+
+    def voxels(self, cells: Box) -> Box:
+        """Voxels of a box of cells."""
+        start = _each(lambda cell, step: cell * step, cells.start, self.step)
+        stop = _each(lambda cell, step: cell * step, cells.stop, self.step)
+        return Box(start, stop) & Box.whole(self.shape)
+
+    def round_out(self, box: Box) -> Box:
+        """Smallest box of whole cells around a box of voxels."""
+        return self.voxels(self.cover(box))
+
+    def owns(self, other: Grid) -> bool:
+        """Whether every cell of ``other`` lies in one cell of this grid, so that one task can write it whole."""
+        return self.shape == other.shape and all(
+            step % inner == 0 or step >= length
+            for step, inner, length in zip(self.step, other.step, self.shape, strict=True)
+        )
+
+
+def check_nesting(tiles: Grid, shards: Grid, blocks: Grid) -> None:
+    """Prove that no tile and no shard is shared by two blocks.
+
+    Raises
+    ------
+    ConfigError
+        If two tasks would write one shard, or one tile would be cut.
+    """
+    if not shards.owns(tiles):
+        raise ConfigError(
+            f"tile: got {tiles.step[1]}, which does not divide the shard of {shards.step[1]} voxels; use a divisor "
+            f"of {shards.step[1]}, such as 256, 512 or 1024"
+        )
+    if not blocks.owns(shards):
+        raise ConfigError(
+            f"block: {blocks.step} voxels would cut shards of {shards.step}; use whole multiples of the shard"
+        )
+
+
+def _each(rule: Callable[..., int], *triples: Triple) -> Triple:
+    z, y, x = (rule(*values) for values in zip(*triples, strict=True))
+    return z, y, x

@@ -1,0 +1,222 @@
+"""What a run would do, decided before anything starts: blocks, memory, bytes; and refusal of what does not fit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from pipeline.config import AddressCluster, LocalCluster, Recipe, RunConfig
+from pipeline.errors import ConfigError, ExistsError, MemoryLimitError
+from pipeline.geometry import Box, Triple, check_nesting
+from pipeline.median import is_fast
+from pipeline.store import ABSENT, SHARD
+from pipeline.tables import Grids, RunTables, Status, run_names
+from pipeline.volume import Volume
+
+# Measured: resident memory of a process after its imports and with its compiled kernels (benchmarks/README.md).
+PROCESS_BYTES = 400 * 10**6
+# Encoded and decoded shards in flight per codec thread while a slice is read or written.
+CODEC_SHARDS = 6
+DEFAULT_SHARE = 0.8  # of the memory that is free
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run before it starts.
+
+    Attributes
+    ----------
+    region : Box
+        Voxels that are scored: whole tiles.
+    blocks : Box
+        Blocks that are worked on, as a box of the block grid.
+    tasks : int
+        Blocks in work at the same time.
+    task_bytes, peak_bytes, limit_bytes : int
+        Planned peak of one task and of the whole run, and what the run may use.
+    read_bytes : int
+        Bytes of decoded image and truth that are read if nothing is reused.
+    """
+
+    volume: Path
+    name: str
+    recipe: Recipe
+    truth: str | None
+    region: Box
+    whole: bool
+    block: Triple
+    grids: Grids
+    blocks: Box
+    tasks: int
+    task_bytes: int
+    peak_bytes: int
+    limit_bytes: int
+    read_bytes: int
+
+    def document(self) -> dict[str, Any]:
+        """The plan as a JSON object."""
+        return {
+            "schema": 1,
+            "name": self.name,
+            "volume": str(self.volume),
+            "truth": self.truth,
+            "region": None if self.whole else str(self.region),
+            "recipe": self.recipe.document(),
+            "block": list(self.block),
+            "blocks": self.blocks.size,
+            "tiles": self.grids.tiles.cover(self.region).size,
+            "tasks": self.tasks,
+            "passes": 1,
+            "read_bytes": self.read_bytes,
+            "task_bytes": self.task_bytes,
+            "peak_bytes": self.peak_bytes,
+            "limit_bytes": self.limit_bytes,
+        }
+
+    @property
+    def fast_filter(self) -> bool:
+        """Whether the filter has a compiled kernel; others go through SciPy, a hundred times slower."""
+        return is_fast(self.recipe.denoise.window)
+
+
+def make_plan(config: RunConfig, volume: Volume | None = None) -> Plan:
+    """Decide blocks and memory of a run; touches nothing.
+
+    Raises
+    ------
+    ConfigError, RegionError, MissingInputError
+        If the volume cannot be run so.
+    MemoryLimitError
+        If the smallest block does not fit, or that of a run that exists.
+    """
+    volume = volume or Volume(config.volume)
+    name = config.run_name
+    recipe = config.recipe
+    _check_level(recipe, volume)
+    if config.truth is not None:
+        volume.truth(config.truth)
+    asked = config.region.box(volume.shape) if config.region else Box.whole(volume.shape)
+    processes, threads = parallelism(config)
+    limit = config.memory or int(psutil.virtual_memory().available * DEFAULT_SHARE)
+    block = _existing_block(volume, name, recipe)
+    allowed = (limit - processes * PROCESS_BYTES) // (processes * threads)
+    if block is None:
+        block = choose_block(volume, recipe, threads, allowed)
+    grids = Grids.of(volume.shape, recipe.tile, block)
+    check_nesting(grids.tiles, grids.shards, grids.blocks)
+    needed = task_bytes(volume, recipe, threads, block)
+    if needed > allowed:
+        raise MemoryLimitError(
+            f"memory: {_gb(limit)} are allowed, {_gb(_peak(processes, threads, needed))} are needed for "
+            f"{processes * threads} tasks on blocks of {block[1]} x {block[2]} voxels; allow more with --memory, "
+            "or use fewer --threads"
+        )
+    blocks = grids.blocks.cover(asked)
+    read = grids.blocks.voxels(blocks).size * (volume.dtype.itemsize * recipe.denoise.window[0] + bool(config.truth))
+    return Plan(
+        volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
+        whole=config.region is None, block=block, grids=grids, blocks=blocks, tasks=processes * threads,
+        task_bytes=needed, peak_bytes=_peak(processes, threads, needed), limit_bytes=limit, read_bytes=read,
+    )  # fmt: skip
+
+
+def tiles_done(plan: Plan) -> int:
+    """Tiles of the region whose mask and counts are recorded already."""
+    volume = Volume(plan.volume)
+    if plan.name not in run_names(volume):
+        return 0
+    tables, cells = RunTables(volume, plan.name), plan.grids.tiles.cover(plan.region).slices
+    if plan.truth is not None and plan.truth not in tables.truths():
+        return 0
+    done = tables.status.read(cells) == Status.DONE
+    if plan.truth is not None:
+        done &= tables.truth(plan.truth).counts_key.read(cells) != ABSENT
+    return int(done.sum())
+
+
+def parallelism(config: RunConfig) -> tuple[int, int]:
+    """Processes, and threads of each, that this machine's part of the run will have."""
+    cpus = available_cpus()
+    if isinstance(config.cluster, LocalCluster):
+        return config.cluster.workers or max(1, cpus // config.cluster.threads), config.cluster.threads
+    if isinstance(config.cluster, AddressCluster):
+        return 1, 1
+    return 1, config.cluster.threads or cpus
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> Triple:
+    """Largest block whose task stays within ``allowed`` bytes: whole slices, else rows of shards, else fewer shards.
+
+    Raises
+    ------
+    MemoryLimitError
+        If not even one shard fits.
+    """
+    _, height, width = volume.shape
+    rows = [height, *range((height - 1) // SHARD[1] * SHARD[1], 0, -SHARD[1])]
+    columns = [width, *range((width - 1) // SHARD[2] * SHARD[2], 0, -SHARD[2])]
+    candidates: list[Triple] = [(1, row, width) for row in rows] + [(1, rows[-1], column) for column in columns]
+    for block in candidates:
+        if task_bytes(volume, recipe, threads, block) <= allowed:
+            return block
+    least = _peak(1, threads, task_bytes(volume, recipe, threads, candidates[-1]))
+    raise MemoryLimitError(
+        f"memory: {_gb(max(0, allowed) * threads + PROCESS_BYTES)} are allowed, the smallest block of one shard needs "
+        f"{_gb(least)} with {threads} threads; allow more with --memory, or use fewer --threads"
+    )
+
+
+def task_bytes(volume: Volume, recipe: Recipe, threads: int, block: Triple) -> int:
+    """Planned peak memory of one task on a block of this shape.
+
+    Image with its halo, truth, mask, the pyramid (a third of the mask), the tile tables, and the codec's shards.
+    """
+    _, halo_y, halo_x = recipe.halo
+    _, height, width = block
+    window = recipe.denoise.window[0] * (height + 2 * halo_y) * (width + 2 * halo_x) * volume.dtype.itemsize
+    tiles = Grids.of(volume.shape, recipe.tile, block).block_tiles((0, 0, 0)).size
+    tables = tiles * 3 * 256 * 4 * 3 + 3 * (int(np.iinfo(volume.dtype).max) + 1) * 4
+    shard = SHARD[1] * SHARD[2] * volume.dtype.itemsize
+    return window + height * width * 7 // 3 + tables + CODEC_SHARDS * shard * max(2, threads) // threads
+
+
+def _existing_block(volume: Volume, name: str, recipe: Recipe) -> Triple | None:
+    """Block shape of the run of this name, whose recipe must be the same."""
+    if name not in run_names(volume):
+        if name in volume.labels():
+            raise ConfigError(f"name: {name!r} is a label of {volume.path} already; choose another --name")
+        return None
+    tables = RunTables(volume, name)
+    now = recipe.document()
+    if tables.recipe != now:
+        changed = [
+            f"{key}: {tables.recipe.get(key)} -> {now[key]}" for key in now if tables.recipe.get(key) != now[key]
+        ]
+        raise ExistsError(
+            f"{volume.path}: run {name!r} was made with another recipe ({'; '.join(changed)}); choose another --name"
+        )
+    return tables.block
+
+
+def _check_level(recipe: Recipe, volume: Volume) -> None:
+    level, top = getattr(recipe.threshold, "level_value", 0), int(np.iinfo(volume.dtype).max)
+    if level > top:
+        raise ConfigError(f"threshold.level: got {level:g}, {volume.dtype} images have levels 0 to {top}")
+
+
+def _peak(processes: int, threads: int, task: int) -> int:
+    return processes * (PROCESS_BYTES + threads * task)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 10**9:.2f} GB"

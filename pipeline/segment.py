@@ -1,0 +1,404 @@
+"""The work on one block: where kernels meet storage.
+
+A block is read once into buffers that each thread keeps, every tile is filtered, counted, thresholded and masked while
+it is in cache, and the results are recorded in an order that a crash at any instant cannot make a lie of: status
+pending, mask, tables, then keys and status done.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Recipe
+from pipeline.errors import DamageError, StorageError
+from pipeline.geometry import Box, Triple
+from pipeline.histogram import binarize, counts_above, joint_histogram, rebin
+from pipeline.keys import counts_keys, mask_keys
+from pipeline.median import median_tile, pad_tile, reflect
+from pipeline.store import ABSENT, digest_bytes
+from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
+from pipeline.volume import Ledger, Pyramid, Volume, beside
+
+Array = NDArray[Any]
+
+
+class Column(IntEnum):
+    """Columns of what a block returns of each tile, all int64 that add up."""
+
+    TP = 0
+    FP = 1
+    FN = 2
+    TN = 3
+    VOXELS = 4
+    DONE = 5
+    REUSED = 6
+    FAILED = 7
+    ABSENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker must know of a run; small, and the same for all its blocks.
+
+    ``token`` is new for each attempt, so that a worker never uses handles on a volume that has grown since.
+    """
+
+    volume: Path
+    name: str
+    recipe: Recipe
+    truth: str | None
+    token: str
+
+    @property
+    def staging(self) -> Path:
+        """Folder where this run's shards are written before they are renamed."""
+        return beside(self.volume, "staging") / self.name
+
+
+class Scratch(threading.local):
+    """Buffers of one thread, kept from block to block: fresh large ones cost a page fault for every 4096 bytes."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Array] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """C-contiguous array with undefined content, valid until the next call with the same name."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        flat = self._flat.get(name)
+        if flat is None or flat.nbytes < size:
+            flat = self._flat[name] = np.empty(size, np.uint8)
+        return np.ndarray(shape, dtype, flat)
+
+
+_scratch = Scratch()
+
+
+@dataclass(frozen=True, slots=True)
+class TileRule:
+    """How a tile becomes a mask: plain values, unpacked from a recipe."""
+
+    window: Triple
+    invert: bool
+    level: Callable[[Array], float]
+
+
+def segment_tile(
+    stack: Array, start: tuple[int, int], truth: Array | None, mask: Array, table: Array, rule: TileRule
+) -> float:
+    """Filter, count, threshold and mask one tile.
+
+    Parameters
+    ----------
+    stack : ndarray
+        (z, y, x) uint8 or uint16: the planes that the filter's window covers, with the tile's halo in the plane unless
+        the tile lies at the volume's edge, where values reflect.
+    start : tuple
+        (y, x) of the tile in the planes.
+    truth : ndarray or None
+        (h, w) uint8: 0 background, 255 vessel, anything else not annotated.
+    mask : ndarray
+        (h, w) uint8; written: 255 vessel, 0 background.
+    table : ndarray
+        (3, levels) uint32; written: joint histogram of filtered grey level by truth.
+    rule : TileRule
+
+    Returns
+    -------
+    float
+        The level; vessels are above it, on the filtered scale.
+    """
+    height, width = mask.shape
+    depth, rows, columns = rule.window
+    padded = _scratch.array("padded", (depth, height + rows - 1, width + columns - 1), stack.dtype)
+    filtered = _scratch.array("filtered", (height, width), stack.dtype)
+    pad_tile(stack, start, rule.window, rule.invert, padded)
+    median_tile(padded, rule.window, filtered)
+    joint_histogram(filtered, truth, table)
+    level = rule.level(table.sum(axis=0, dtype=np.int64))
+    binarize(filtered, level, mask)
+    return level
+
+
+def run_block(job: Job, index: Triple) -> NDArray[np.int64]:
+    """Do what is not done of one block, and return its tiles' part of the result.
+
+    Damage inside the block is recorded with its reason and does not stop the run; what would stop every other block
+    too (a full disk) is raised.
+
+    Returns
+    -------
+    ndarray
+        int64 (z, y, x, len(Column)) on the block's tiles.
+
+    Raises
+    ------
+    StorageError
+        If results cannot be written.
+    """
+    block = _Block(job, index)
+    try:
+        return block.run()
+    except (StorageError, MemoryError):
+        raise
+    except Exception as error:  # whatever it is, the other blocks go on and the reason is kept
+        block.fail(f"{type(error).__name__}: {error}")
+        return block.record(Status.FAILED)
+
+
+def build_pyramid(job: Job, z: int) -> None:
+    """Write the mask's levels of a slice whose blocks were parts of it."""
+    handles = _open(job)
+    handles.mask.rebuild_levels(z, job.staging)
+    handles.tables.pyramid_key.write((slice(z, z + 1),), pyramid_key(handles.tables, z))
+
+
+def stale_pyramids(tables: RunTables, slices: range) -> list[int]:
+    """Slices whose mask was written since their pyramid was."""
+    recorded = tables.pyramid_key.read()
+    return [z for z in slices if recorded[z] != pyramid_key(tables, z)]
+
+
+def pyramid_key(tables: RunTables, z: int) -> int:
+    """Digest of the mask that a slice's pyramid shows; 0 where no mask was written."""
+    digests = tables.shard_digest.read((slice(z, z + 1),))
+    return digest_bytes(digests.tobytes()) if digests.any() else ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class _Handles:
+    """A volume as one process has it open for one attempt."""
+
+    volume: Volume
+    mask: Pyramid
+    tables: RunTables
+    truth: tuple[Pyramid, Ledger] | None
+    truth_tables: TruthTables | None
+
+
+@lru_cache(maxsize=4)
+def _open(job: Job) -> _Handles:
+    volume = Volume(job.volume)
+    tables = RunTables(volume, job.name)
+    return _Handles(
+        volume=volume,
+        mask=volume.label(job.name),
+        tables=tables,
+        truth=volume.truth(job.truth) if job.truth else None,
+        truth_tables=tables.truth(job.truth) if job.truth else None,
+    )
+
+
+class _Block:
+    """One block of one run: its place, its inputs, its results."""
+
+    def __init__(self, job: Job, index: Triple) -> None:
+        self.job = job
+        self.index = index
+        self.handles = _open(job)
+        self.grids = self.handles.tables.grids
+        self.box = self.grids.blocks.box(index)
+        self.tiles = self.grids.block_tiles(index)
+        self.cells = self.tiles.slices
+        self.z = self.box.start[0]
+
+    def run(self) -> NDArray[np.int64]:
+        handles = self.handles
+        image_digests, planes = self._image_inputs()
+        if not planes:
+            return self.record(Status.ABSENT)
+        truth_digests = self._truth_inputs()
+        keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles)
+        count_keys = None if truth_digests is None else counts_keys(keys, truth_digests, self.grids, self.tiles)
+        masked = bool((handles.tables.mask_key.read(self.cells) == keys).all())
+        if masked and (
+            handles.truth_tables is None or (handles.truth_tables.counts_key.read(self.cells) == count_keys).all()
+        ):
+            return self.record(Status.DONE, reused=True)
+
+        self._forget(masked)
+        results = self._compute(planes, image_digests, truth_digests, write_mask=not masked)
+        self._check_unchanged(image_digests, truth_digests)
+        self._remember(results, keys, count_keys)
+        return self.record(Status.DONE)
+
+    def record(self, status: Status, reused: bool = False) -> NDArray[np.int64]:
+        """What the block adds to the result, read back from its tables."""
+        record = np.zeros((*self.tiles.shape, len(Column)), np.int64)
+        if status is Status.DONE:
+            if self.handles.truth_tables is not None:
+                record[..., : Column.VOXELS] = self.handles.truth_tables.counts.read(self.cells)
+            for local, tile in zip(np.ndindex(self.tiles.shape), self.tiles, strict=True):
+                record[(*local, Column.VOXELS)] = self.grids.tiles.box(tile).size
+            record[..., Column.DONE] = 1
+            record[..., Column.REUSED] = reused
+        else:
+            record[..., Column.FAILED if status is Status.FAILED else Column.ABSENT] = 1
+        return record
+
+    def fail(self, reason: str) -> None:
+        """Leave fill in the mask, zero in the counts, and the reason in the run's documents."""
+        tables = self.handles.tables
+        self._forget(masked=False)
+        mask = self.handles.mask.full
+        nothing = np.zeros(self.box.shape, np.uint8)
+        mask.write(self.box, nothing, self.job.staging)
+        tables.shard_digest.write(self._shards(), mask.digests(self.box, nothing))
+        if self.handles.truth_tables is not None:
+            self.handles.truth_tables.counts.write(self.cells, 0)
+            self.handles.truth_tables.histogram.write(self.cells, 0)
+        tables.threshold.write(self.cells, np.nan)
+        tables.record_failure(self.index, reason)
+        tables.status.write(self.cells, Status.FAILED)
+
+    def _image_inputs(self) -> tuple[NDArray[np.uint64], list[int]]:
+        """Digests of the slices that the filter's window covers, and the slice that each of its planes is read from.
+
+        Beyond the volume, and beyond a gap, slices reflect.
+        """
+        depth = self.job.recipe.halo[0]
+        first, last = max(0, self.z - depth), min(self.grids.tiles.shape[0], self.z + depth + 1)
+        found = self.handles.volume.slices.shard_digests(first, last)
+        digests = np.zeros((2 * depth + 1, *found.shape[1:]), np.uint64)
+        digests[first - self.z + depth : last - self.z + depth] = found
+        here: NDArray[np.bool_] = np.any(digests != ABSENT, axis=(1, 2))
+        if not here[depth]:
+            return digests, []
+        before = next((step for step in range(1, depth + 1) if not here[depth - step]), depth + 1) - 1
+        after = next((step for step in range(1, depth + 1) if not here[depth + step]), depth + 1) - 1
+        # A run of slices that goes on beyond the window must not reflect at the window's end, and never does: the
+        # filter reads no further than `depth`.
+        length = before + after + 1
+        planes = [self.z - before + reflect(step + before, length) for step in range(-depth, depth + 1)]
+        return digests, planes
+
+    def _truth_inputs(self) -> NDArray[np.uint64] | None:
+        if self.handles.truth is None:
+            return None
+        return self.handles.truth[1].shard_digests(self.z, self.z + 1)
+
+    def _compute(
+        self, planes: list[int], image_digests: Array, truth_digests: Array | None, write_mask: bool
+    ) -> _Results:
+        recipe, volume = self.job.recipe, self.handles.volume
+        window, stack = self._read_image(planes, image_digests)
+        truth = self._read_truth(truth_digests)
+        mask = _scratch.array("mask", self.box.shape, np.uint8)
+        rule = TileRule(recipe.denoise.window, recipe.foreground == "dark", recipe.threshold.level)
+        results = _Results.empty(self.tiles.shape, with_truth=truth_digests is not None)
+        joint = _scratch.array("joint", (3, int(np.iinfo(stack.dtype).max) + 1), np.uint32)
+        for local, tile in zip(np.ndindex(self.tiles.shape), self.tiles, strict=True):
+            _, rows, columns = self.grids.tiles.box(tile).relative_to(self.box.start).slices
+            y, x = (self.box.start[axis] - window.start[axis] for axis in (1, 2))
+            traced = None if truth is None else truth[0, rows, columns]
+            level = segment_tile(
+                stack, (rows.start + y, columns.start + x), traced, mask[0, rows, columns], joint, rule
+            )
+            results.threshold[local] = level
+            if results.counts is not None and results.histogram is not None:
+                results.counts[local] = counts_above(joint, level)
+                rebin(joint, self._filtered_window(), results.histogram[local])
+        if write_mask:
+            results.shard_digest = self._write_mask(volume, mask)
+        return results
+
+    def _read_image(self, planes: list[int], digests: Array) -> tuple[Box, Array]:
+        """Planes of the filter's window, and the box in the plane that they cover."""
+        volume = self.handles.volume
+        _, halo_y, halo_x = self.job.recipe.halo
+        window = self.box.grow((0, halo_y, halo_x)) & Box.whole(volume.shape)
+        stack = _scratch.array("stack", (len(planes), *window.shape[1:]), volume.dtype)
+        centre = len(planes) // 2
+        for position, z in enumerate(planes):
+            if z in planes[:position]:
+                stack[position] = stack[planes.index(z)]
+                continue
+            box = Box((z, *window.start[1:]), (z + 1, *window.stop[1:]))
+            offset = z - self.z + centre
+            volume.check_stored(volume.image.full, box, digests[offset : offset + 1])
+            volume.image.full.read(box, stack[position : position + 1])
+        return window, stack
+
+    def _read_truth(self, digests: Array | None) -> Array | None:
+        """Return the truth of the block, or None where nobody annotated the slice."""
+        if self.handles.truth is None or digests is None or not digests.any():
+            return None
+        array = self.handles.truth[0].full
+        self.handles.volume.check_stored(array, self.box, digests)
+        return array.read(self.box, _scratch.array("truth", self.box.shape, np.uint8))
+
+    def _write_mask(self, volume: Volume, mask: Array) -> Array:
+        label = self.handles.mask
+        if self.box.shape[1:] != volume.shape[1:]:
+            label.full.write(self.box, mask, self.job.staging)
+            return label.full.digests(self.box, mask)
+        digests = label.write_slice(self.z, mask[0], self.job.staging)[None]
+        self.handles.tables.pyramid_key.write((slice(self.z, self.z + 1),), digest_bytes(digests.tobytes()))
+        return digests
+
+    def _filtered_window(self) -> tuple[int, int]:
+        """Grey levels that the stored histograms resolve, on the filtered scale."""
+        low, high = self.handles.volume.window
+        top = int(np.iinfo(self.handles.volume.dtype).max)
+        return (top - high, top - low) if self.job.recipe.foreground == "dark" else (low, high)
+
+    def _forget(self, masked: bool) -> None:
+        """Take back what the ledger says of the block before anything of it changes."""
+        tables = self.handles.tables
+        if not masked:
+            tables.status.write(self.cells, Status.PENDING)
+            tables.mask_key.write(self.cells, ABSENT)
+            for name in tables.truths():
+                tables.truth(name).counts_key.write(self.cells, ABSENT)
+        elif self.handles.truth_tables is not None:
+            self.handles.truth_tables.counts_key.write(self.cells, ABSENT)
+
+    def _check_unchanged(self, image_digests: Array, truth_digests: Array | None) -> None:
+        now, _ = self._image_inputs()
+        truth = self._truth_inputs()
+        if (now != image_digests).any() or (truth is not None and (truth != truth_digests).any()):
+            raise DamageError(f"slice {self.z}: its image or truth changed while it was worked on; run again")
+
+    def _remember(self, results: _Results, keys: Array, count_keys: Array | None) -> None:
+        tables, truth_tables = self.handles.tables, self.handles.truth_tables
+        tables.threshold.write(self.cells, results.threshold)
+        if results.shard_digest is not None:
+            tables.shard_digest.write(self._shards(), results.shard_digest)
+        if truth_tables and results.counts is not None and results.histogram is not None and count_keys is not None:
+            truth_tables.counts.write(self.cells, results.counts)
+            truth_tables.histogram.write(self.cells, results.histogram)
+            truth_tables.counts_key.write(self.cells, count_keys)
+        if results.shard_digest is not None:
+            tables.clear_failure(self.index)
+            tables.mask_key.write(self.cells, keys)
+            tables.status.write(self.cells, Status.DONE)
+
+    def _shards(self) -> tuple[slice, slice, slice]:
+        return self.grids.shards.cover(self.box).slices
+
+
+@dataclass(slots=True)
+class _Results:
+    """Tables of one block, as they are filled."""
+
+    threshold: NDArray[np.float64]
+    counts: NDArray[np.int64] | None
+    histogram: NDArray[np.uint32] | None
+    shard_digest: NDArray[np.uint64] | None = None
+
+    @classmethod
+    def empty(cls, tiles: Triple, with_truth: bool) -> _Results:
+        return cls(
+            threshold=np.full(tiles, np.nan),
+            counts=np.zeros((*tiles, 4), np.int64) if with_truth else None,
+            histogram=np.zeros((*tiles, 3, HISTOGRAM_LEVELS), np.uint32) if with_truth else None,
+        )

@@ -1,0 +1,282 @@
+"""Arrays and documents on disk: the one owner of zarr.
+
+A shard is written as a new file beside the store and renamed into place, so that a reader, or a crash, meets the old
+shard or the new one and nothing between. (`zarrs` writes in place: of 40 processes killed while writing, 9 left a shard
+that could neither be read nor written again.) Tables and documents are small: zarr's own pipeline renames those.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+import zarr
+import zarr.buffer.cpu
+import zarrs  # noqa: F401  (registers its codec pipeline; a missing wheel fails here and not in the middle of a run)
+from numpy.typing import ArrayLike, NDArray
+from zarr.codecs import ZstdCodec
+from zarr.errors import GroupNotFoundError
+
+from pipeline.errors import DamageError, NotAVolumeError, ShapeMismatchError, StorageError
+from pipeline.geometry import Box, Grid, Triple
+
+# Measured on the real tile's texture (benchmarks/README.md): chunks of 512 in shards of 4096 cost 1.6 times as much to
+# read and write; lz4 reads 1.5 times as fast but stores 1.5 times as much.
+CHUNK: Triple = (1, 1024, 1024)
+SHARD: Triple = (1, 2048, 2048)
+CODEC = ZstdCodec(level=1, checksum=True)
+
+PIPELINES = {"zarrs": "zarrs.ZarrsCodecPipeline", "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
+
+ABSENT = 0  # digest of what was never written
+ALL_FILL = 1  # digest of a shard that holds only the fill value, and has no file
+
+_config_lock = threading.Lock()
+_codec: dict[str, int] = {}
+
+
+class ShardedArray:
+    """One level of an image or label: a sharded zarr array (z, y, x) that is written in whole shards.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the array.
+    pipeline : {"zarrs", "zarr"}
+        Codec pipeline; both give the same voxels, `zarrs` reads twice as fast.
+    """
+
+    def __init__(self, path: Path, pipeline: str = "zarrs") -> None:
+        self.path = path
+        self._pipeline = pipeline
+        self._open()
+
+    @classmethod
+    def create(cls, path: Path, shape: Triple, dtype: str, fill: int = 0) -> ShardedArray:
+        """Create an empty array of this shape on disk."""
+        with disk_errors(path):
+            zarr.create_array(
+                path, shape=shape, dtype=dtype, chunks=CHUNK, shards=SHARD, fill_value=fill, compressors=CODEC,
+                dimension_names=("z", "y", "x"),
+            )  # fmt: skip
+        return cls(path)
+
+    def resize(self, slices: int) -> None:
+        """Change the number of slices; what lies beyond the new end is removed."""
+        with disk_errors(self.path):
+            _open_array(self.path, "zarr").resize((slices, *self.shape[1:]))
+        self._open()
+
+    def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box of voxels, into ``out`` (C-contiguous, of the box's shape) where it is given.
+
+        Fresh arrays of a whole slice cost page faults: 203 MB/s against 1154 MB/s into a buffer that is used again.
+
+        Raises
+        ------
+        DamageError
+            If a shard cannot be decoded.
+        """
+        out = np.empty(box.shape, self.dtype) if out is None else out
+        if out.shape != box.shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ShapeMismatchError(f"{self.path}: buffer of {out.shape} {out.dtype} for a box of {box.shape}")
+        try:
+            # zarr's protocol for arrays is stricter in its overloads than NumPy's own class
+            buffer = zarr.buffer.cpu.NDBuffer.from_ndarray_like(out)  # type: ignore[arg-type]
+            self._array.get_basic_selection(box.slices, out=buffer)
+        except Exception as error:  # the pipelines raise OSError, RuntimeError, ValueError, ... for damaged bytes
+            if isinstance(error, OSError) and error.errno in _REASONS:
+                raise StorageError(f"{self.path}: {_REASONS[error.errno]}") from error
+            raise DamageError(f"{self.path}: {self._damaged(box)} cannot be decoded ({error})") from error
+        return out
+
+    def write(self, box: Box, values: NDArray[Any], staging: Path) -> None:
+        """Replace whole shards: stage them as new files, then rename each into place; all-fill shards have no file.
+
+        Parameters
+        ----------
+        box : Box
+            Voxels, whole shards except at the volume's far edges.
+        values : ndarray
+            Of the box's shape.
+        staging : Path
+            Folder on the same file system, outside the store.
+        """
+        if self.shards.round_out(box) != box or values.shape != box.shape:
+            raise ShapeMismatchError(f"{self.path}: {box} with values of {values.shape} is no box of whole shards")
+        stage = staging / uuid.uuid4().hex
+        with disk_errors(self.path):
+            stage.mkdir(parents=True)
+            try:
+                shutil.copyfile(self.path / "zarr.json", stage / "zarr.json")
+                _open_array(stage, self._pipeline)[box.slices] = values
+                for shard in self.shards.cover(box):
+                    self._publish(stage, shard)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+
+    def digests(self, box: Box, values: NDArray[Any]) -> NDArray[np.uint64]:
+        """Return a digest of the decoded voxels of each shard in a box of whole shards, shape of the shard grid."""
+        cells = self.shards.cover(box)
+        digests = np.empty(cells.shape, np.uint64)
+        for cell in cells:
+            window = self.shards.box(cell).relative_to(box.start)
+            local = tuple(index - first for index, first in zip(cell, cells.start, strict=True))
+            digests[local] = digest_voxels(values[window.slices], self.fill)
+        return digests
+
+    def shard_file(self, shard: Triple) -> Path:
+        """File of one shard, by its place in the shard grid."""
+        return self.path.joinpath("c", *map(str, shard))
+
+    def _open(self) -> None:
+        self._array = _open_array(self.path, self._pipeline)
+        self.shape: Triple = self._array.shape
+        self.dtype: np.dtype[Any] = self._array.dtype
+        self.fill: int = int(self._array.fill_value)
+        self.shards = Grid(self.shape, self._array.shards)
+
+    def _publish(self, stage: Path, shard: Triple) -> None:
+        target = self.shard_file(shard)
+        staged = stage.joinpath(target.relative_to(self.path))
+        if staged.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staged.replace(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    def _damaged(self, box: Box) -> str:
+        """Name the shards of a box that cannot be decoded."""
+        bad = []
+        for shard in self.shards.cover(box):
+            part = self.shards.box(shard)
+            try:
+                self._array.get_basic_selection(part.slices)
+            except Exception:  # whatever it is, it is the answer
+                bad.append(str(self.shard_file(shard).relative_to(self.path)))
+        return f"shard {', '.join(bad)}" if bad else str(box)
+
+
+class Table:
+    """A small array on a grid: one chunk is what one task writes at once.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array = _open_array(path, "zarr")
+        self.shape: tuple[int, ...] = self._array.shape
+        self.dtype: np.dtype[Any] = self._array.dtype
+
+    @classmethod
+    def create(cls, path: Path, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], fill: float = 0) -> Table:
+        """Create an empty table on disk."""
+        with disk_errors(path):
+            zarr.create_array(path, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=CODEC)
+        return cls(path)
+
+    def read(self, cells: tuple[slice, ...] = ()) -> NDArray[Any]:
+        """Read cells of the leading axes; everything without an argument."""
+        try:
+            return np.asarray(self._array[cells or ...])
+        except Exception as error:  # see ShardedArray.read
+            raise DamageError(f"{self.path}: table cannot be read ({error})") from error
+
+    def write(self, cells: tuple[slice, ...], values: ArrayLike) -> None:
+        """Write whole chunks of the leading axes; values are broadcast over them."""
+        leading = [len(range(*cell.indices(length))) for cell, length in zip(cells, self.shape, strict=False)]
+        whole = np.broadcast_to(np.asarray(values, self.dtype), (*leading, *self.shape[len(cells) :]))
+        with disk_errors(self.path):
+            self._array[cells] = whole
+
+    def resize(self, slices: int) -> None:
+        """Change the length of the first axis."""
+        with disk_errors(self.path):
+            self._array.resize((slices, *self.shape[1:]))
+        self.shape = self._array.shape
+
+
+def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Write a group with these attributes; replaces an older one whole, by rename."""
+    with disk_errors(path):
+        if (path / "zarr.json").exists():
+            zarr.open_group(path, mode="r+").attrs.put(dict(attributes))
+        else:
+            zarr.create_group(path, attributes=dict(attributes))
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """Attributes of a group, or None where there is no group."""
+    try:
+        return dict(zarr.open_group(path, mode="r").attrs)
+    except (FileNotFoundError, GroupNotFoundError):
+        return None
+    except Exception as error:  # a foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
+        raise NotAVolumeError(f"{path}: its zarr.json cannot be read ({error})") from error
+
+
+def digest_voxels(values: NDArray[Any], fill: int) -> int:
+    """64-bit digest of voxels in C order, never 0; ``ALL_FILL`` where they are all the fill value."""
+    block = np.ascontiguousarray(values)
+    if block.flat[0] == fill and not (block != fill).any():
+        return ALL_FILL
+    return digest_bytes(block.data.cast("B"))
+
+
+def digest_bytes(data: bytes | memoryview) -> int:
+    """64-bit digest of bytes (xxh3), never one of the reserved values."""
+    digest = xxhash.xxh3_64_intdigest(data)
+    return digest if digest > ALL_FILL else digest + 2
+
+
+def set_codec_threads(threads: int) -> None:
+    """Let arrays that are opened from now on by this process use this many codec threads."""
+    _codec["threading.max_workers"] = threads
+
+
+def _open_array(path: Path, pipeline: str) -> Any:
+    # zarr picks the pipeline from a process-wide setting when an array is opened. It is set for that moment only, so
+    # that other zarr code in a user's process keeps its own.
+    with _config_lock, zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline], **_codec}):
+        return zarr.open_array(path, mode="r+")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say in a user's words what the operating system refused."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise StorageError(f"{path}: {reason}") from error
+    except RuntimeError as error:  # `zarrs` hands on the text of an operating system error only
+        if "os error" not in str(error).lower() and "no space" not in str(error).lower():
+            raise
+        raise StorageError(
+            f"{path}: cannot be written ({error}); make room or check permissions, then run again"
+        ) from error
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; make room, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up; make room, then run the same command again",
+    errno.EROFS: "the file system is read-only; write to another place, or mount it for writing",
+    errno.EACCES: "permission denied; check the owner and mode of the folder",
+    errno.EPERM: "permission denied; check the owner and mode of the folder",
+    errno.EMFILE: "too many open files; raise the limit (`ulimit -n 4096`) or use fewer threads",
+    errno.ENFILE: "too many open files on this machine; close some programs or use fewer threads",
+}

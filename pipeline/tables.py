@@ -1,0 +1,204 @@
+"""What a run knows of each tile: level, status, keys and counts, as arrays on the tile grid.
+
+One chunk of a table is what one block writes, for the block shape that was fixed when the run was created; written with
+another one, 42 to 49 % of the entries were lost.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import MissingInputError
+from pipeline.geometry import Box, Grid, Triple
+from pipeline.store import SHARD, Table, create_document, read_document
+from pipeline.volume import Volume
+
+HISTOGRAM_LEVELS = 256
+
+
+class Status(IntEnum):
+    """State of a tile in a run."""
+
+    ABSENT = 0
+    PENDING = 1
+    DONE = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Grids:
+    """The three grids of a run over its volume."""
+
+    tiles: Grid
+    shards: Grid
+    blocks: Grid
+
+    @classmethod
+    def of(cls, shape: Triple, tile: int, block: Triple) -> Grids:
+        """Grids of a volume of this shape, for tiles and blocks of so many voxels."""
+        return cls(Grid(shape, (1, tile, tile)), Grid(shape, SHARD), Grid(shape, block))
+
+    def block_tiles(self, index: Triple) -> Box:
+        """Tiles of a block, as a box of the tile grid."""
+        return self.tiles.cover(self.blocks.box(index))
+
+
+class TruthTables:
+    """Counts of a run against one truth."""
+
+    def __init__(self, path: Path) -> None:
+        self.counts = Table(path / "counts")
+        self.counts_key = Table(path / "counts_key")
+        self.histogram = Table(path / "histogram")
+
+
+class RunTables:
+    """Tables and documents of one run.
+
+    Parameters
+    ----------
+    volume : Volume
+    name : str
+
+    Raises
+    ------
+    MissingInputError
+        If the volume has no such run.
+    """
+
+    def __init__(self, volume: Volume, name: str) -> None:
+        document = read_document(volume.path / "runs" / name)
+        if document is None:
+            known = ", ".join(run_names(volume)) or "none yet"
+            raise MissingInputError(f"{volume.path}: has no run {name!r}; it has: {known}")
+        self.name = name
+        self.recipe: dict[str, Any] = document["recipe"]
+        self.block: Triple = tuple(document["block"])
+        self._path = volume.path / "tiles" / name
+        self._documents = volume.path / "runs" / name
+        self.grids = Grids.of(volume.shape, self.recipe["tile"], self.block)
+
+    @classmethod
+    def create(cls, volume: Volume, name: str, recipe: dict[str, Any], block: Triple) -> RunTables:
+        """Create empty tables for a recipe, with chunks for this block shape in voxels."""
+        path = volume.path / "tiles" / name
+        grids = Grids.of(volume.shape, recipe["tile"], block)
+        for group in (volume.path / "tiles", volume.path / "runs", path, path / "truth"):
+            if read_document(group) is None:
+                create_document(group, {})
+        cells = grids.tiles.cells
+        chunk = _chunk(grids, grids.tiles)
+        Table.create(path / "threshold", cells, "float64", chunk, float("nan"))
+        Table.create(path / "status", cells, "uint8", chunk)
+        Table.create(path / "mask_key", cells, "uint64", chunk)
+        Table.create(path / "shard_digest", grids.shards.cells, "uint64", _chunk(grids, grids.shards))
+        Table.create(path / "pyramid_key", cells[:1], "uint64", (1,))
+        create_document(volume.path / "runs" / name, {"recipe": recipe, "block": list(block)})
+        return cls(volume, name)
+
+    @cached_property
+    def threshold(self) -> Table:
+        """Level of each tile, float64, nan where there is none."""
+        return Table(self._path / "threshold")
+
+    @cached_property
+    def status(self) -> Table:
+        """``Status`` of each tile, uint8."""
+        return Table(self._path / "status")
+
+    @cached_property
+    def mask_key(self) -> Table:
+        """Key of what made each tile's mask, uint64."""
+        return Table(self._path / "mask_key")
+
+    @cached_property
+    def shard_digest(self) -> Table:
+        """Digest of each mask shard, uint64."""
+        return Table(self._path / "shard_digest")
+
+    @cached_property
+    def pyramid_key(self) -> Table:
+        """Digest of the mask that each slice's pyramid was made from, uint64."""
+        return Table(self._path / "pyramid_key")
+
+    def truths(self) -> list[str]:
+        """Names of the truths that the run was compared with."""
+        return _group_names(self._path / "truth")
+
+    def truth(self, name: str) -> TruthTables:
+        """Tables of the comparison with one truth."""
+        return TruthTables(self._path / "truth" / name)
+
+    def create_truth(self, name: str) -> TruthTables:
+        """Create the tables of a comparison, if they are not there yet."""
+        path = self._path / "truth" / name
+        if read_document(path) is None:
+            cells, chunk = self.grids.tiles.cells, _chunk(self.grids, self.grids.tiles)
+            Table.create(path / "counts", (*cells, 4), "int64", (*chunk, 4))
+            Table.create(path / "counts_key", cells, "uint64", chunk)
+            Table.create(path / "histogram", (*cells, 3, HISTOGRAM_LEVELS), "uint32", (*chunk, 3, HISTOGRAM_LEVELS))
+            create_document(path, {})
+        return TruthTables(path)
+
+    def record_failure(self, block: Triple, reason: str) -> None:
+        """Keep why a block failed."""
+        folder = self._documents / "failures"
+        if read_document(folder) is None:
+            create_document(folder, {})
+        create_document(self._failure(block), {"block": list(block), "reason": reason})
+
+    def clear_failure(self, block: Triple) -> None:
+        """Forget why a block failed, once it is done."""
+        shutil.rmtree(self._failure(block), ignore_errors=True)
+
+    def failures(self) -> Iterator[tuple[Box, str]]:
+        """Voxels and reason of each failed block."""
+        for name in _group_names(self._documents / "failures"):
+            document = read_document(self._documents / "failures" / name)
+            if document:
+                z, y, x = document["block"]
+                yield self.grids.blocks.box((z, y, x)), document["reason"]
+
+    def record_attempt(self, attempt: dict[str, Any]) -> None:
+        """Append who ran what, when and with which outcome."""
+        folder = self._documents / "attempts"
+        if read_document(folder) is None:
+            create_document(folder, {})
+        create_document(folder / f"{len(_group_names(folder)):06d}", attempt)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every attempt, oldest first."""
+        folder = self._documents / "attempts"
+        return [read_document(folder / name) or {} for name in _group_names(folder)]
+
+    def resize(self, slices: int) -> None:
+        """Change the number of slices of every table."""
+        tables = [self.threshold, self.status, self.mask_key, self.shard_digest, self.pyramid_key]
+        for name in self.truths():
+            truth = self.truth(name)
+            tables += [truth.counts, truth.counts_key, truth.histogram]
+        for table in tables:
+            table.resize(slices)
+
+    def _failure(self, block: Triple) -> Path:
+        return self._documents / "failures" / "-".join(map(str, block))
+
+
+def run_names(volume: Volume) -> list[str]:
+    """Names of all runs of a volume."""
+    return _group_names(volume.path / "runs")
+
+
+def _group_names(folder: Path) -> list[str]:
+    return sorted(entry.parent.name for entry in folder.glob("*/zarr.json"))
+
+
+def _chunk(grids: Grids, cells: Grid) -> Triple:
+    """Cells of one block."""
+    return cells.cover(grids.blocks.box((0, 0, 0))).shape

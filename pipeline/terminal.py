@@ -1,0 +1,216 @@
+"""What a person sees on the terminal: progress while it works, tables when it is done; the one owner of rich."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.confusion import Counts, scores
+from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started
+from pipeline.plan import Plan
+from pipeline.report import Summary
+
+PLAIN_EVERY_S = 5.0
+
+
+class Meter:
+    """Follows the events of a job: a bar on a terminal, a line every few seconds elsewhere.
+
+    Parameters
+    ----------
+    what : str
+        What is being done, in a word.
+    total : int or None
+        Number of blocks; jobs announce theirs.
+    unit_bytes : int
+        Bytes of one job, for the rate.
+    stream : file
+        Where it is shown: never stdout, which belongs to results.
+    """
+
+    def __init__(self, what: str, total: int | None = None, unit_bytes: int = 0, stream: TextIO | None = None) -> None:
+        self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._what, self._total, self._unit_bytes = what, total, unit_bytes
+        self._lock = threading.Lock()
+        self._begin = self._shown = time.monotonic()
+        self._done = self._voxels = self._reused = self._failed = 0
+        self._counts = Counts()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(), TextColumn("{task.fields[found]}"), console=self._console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task(what, total=total, rate="", found="")
+
+    def __enter__(self) -> Meter:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event; may be called from any thread."""
+        with self._lock:
+            self._take(event)
+            if self._console.is_terminal:
+                self._bar.update(
+                    self._task, completed=self._done, total=self._total, rate=self._rate(), found=self._found()
+                )
+            elif self._done and (time.monotonic() - self._shown > PLAIN_EVERY_S or self._done == self._total):
+                self._shown = time.monotonic()
+                parts = [f"{self._what}: {self._done}/{self._total}", self._rate(), self._eta(), self._found()]
+                self._console.print(", ".join(part for part in parts if part))
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Started(engine=engine, dashboard=link):
+                if engine != "threads":
+                    self._console.print(f"{engine}: dashboard {link}")
+            case JobsStarted(count=count):
+                self._total, self._done, self._begin = count, 0, time.monotonic()
+            case JobDone():
+                self._done += 1
+            case BlockDone():
+                self._done += 1
+                self._voxels += 0 if event.reused else event.voxels
+                self._reused += event.reused
+                self._failed += event.failed
+                self._counts += Counts(*event.counts)
+
+    def _rate(self) -> str:
+        elapsed = max(time.monotonic() - self._begin, 1e-9)
+        if self._unit_bytes:
+            return f"{self._done * self._unit_bytes / elapsed / 1e6:.0f} MB/s"
+        return f"{self._voxels / elapsed / 1e6:.0f} Mvoxel/s" if self._voxels else ""
+
+    def _eta(self) -> str:
+        left = (self._total or 0) - self._done
+        worked = self._done - self._reused
+        if left <= 0 or worked <= 0:
+            return ""
+        return f"{left * (time.monotonic() - self._begin) / worked:.0f} s left"
+
+    def _found(self) -> str:
+        found = []
+        if self._counts.total:
+            now = self._counts
+            found.append(f"tp {now.tp} fp {now.fp} fn {now.fn} tn {now.tn} mcc {now.mcc:.3f}")
+        if self._failed:
+            found.append(f"{self._failed} failed")
+        return ", ".join(found)
+
+
+def show_summary(summary: Summary, console: Console | None = None) -> None:
+    """Print the result of a run as a table."""
+    console = console or Console(highlight=False)
+    table = Table(title=f"run {summary.name}", title_justify="left", show_header=True, min_width=50)
+    table.add_column("")
+    table.add_column("volume", justify="right")
+    if summary.counts is not None and summary.scores is not None:
+        macro, tiles = summary.macro or (scores(Counts()), 0)
+        table.add_column(f"mean of {tiles} tiles", justify="right")
+        for label, whole, mean in (
+            ("accuracy", summary.scores.accuracy, macro.accuracy),
+            ("F1", summary.scores.f1, macro.f1),
+            ("MCC", summary.scores.mcc, macro.mcc),
+        ):
+            table.add_row(label, _score(whole), _score(mean))
+        for label, count in (
+            ("true positive", summary.counts.tp),
+            ("false positive", summary.counts.fp),
+            ("false negative", summary.counts.fn),
+            ("true negative", summary.counts.tn),
+        ):
+            table.add_row(label, f"{count:,}", "")
+        table.add_row("annotated voxels", f"{summary.annotated:,}", "")
+    table.add_row("voxels", f"{summary.voxels:,}")
+    if summary.levels:
+        low, middle, high = summary.levels
+        table.add_row("level", f"{middle:g} ({low:g} to {high:g})")
+    tiles_done = f"{summary.tiles.done:,} of {summary.tiles.total:,}"
+    table.add_row("tiles done", tiles_done + (f", {summary.tiles.reused:,} reused" if summary.tiles.reused else ""))
+    for label, count in (
+        ("failed", summary.tiles.failed),
+        ("pending", summary.tiles.pending),
+        ("absent", summary.tiles.absent),
+    ):
+        if count:
+            table.add_row(f"tiles {label}", f"{count:,}")
+    if summary.elapsed_s is not None:
+        rate = summary.voxels / max(summary.elapsed_s, 1e-9) / 1e6
+        table.add_row("time", f"{summary.elapsed_s:.1f} s" + ("" if summary.tiles.reused else f", {rate:.0f} Mvoxel/s"))
+    console.print(table)
+    for box, reason in summary.failures:
+        console.print(f"failed: {box}: {reason}", markup=False)
+
+
+def show_plan(plan: Plan, done: int, console: Console | None = None) -> None:
+    """Print what a run would do."""
+    console = console or Console(highlight=False)
+    table = Table(title=f"plan of run {plan.name}", title_justify="left", show_header=False, min_width=50)
+    for key, value in plan_rows(plan, done):
+        table.add_row(key, value)
+    console.print(table)
+
+
+def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
+    """The plan in words."""
+    window = " x ".join(map(str, plan.recipe.denoise.window))
+    total = plan.grids.tiles.cover(plan.region).size
+    return [
+        ("volume", f"{plan.volume}, {' x '.join(map(str, plan.grids.tiles.shape))} voxels (z, y, x)"),
+        ("recipe", f"{plan.recipe.foreground} vessels, {plan.recipe.denoise.method} {window}, "
+         f"{plan.recipe.threshold.method} per {plan.recipe.threshold.scope} of {plan.recipe.tile}"),
+        ("filter", "compiled" if plan.fast_filter else "SciPy: exact, but a hundred times slower than size 3 or 5"),
+        ("truth", plan.truth or "none: no scores"),
+        ("region", str(plan.region)),
+        ("blocks", f"{plan.blocks.size} of {' x '.join(map(str, plan.block))} voxels; each writes whole shards of "
+         f"{' x '.join(map(str, plan.grids.shards.step))}, no shard is written by two"),
+        ("tiles", f"{total:,}, of which {done:,} are done already"),
+        ("reads", f"{plan.read_bytes / 10**9:.2f} GB (decoded), in one pass"),
+        ("tasks at once", str(plan.tasks)),
+        ("peak memory", f"{plan.peak_bytes / 10**9:.2f} GB of {plan.limit_bytes / 10**9:.2f} GB allowed "
+         f"({plan.task_bytes / 10**9:.2f} GB a task)"),
+    ]  # fmt: skip
+
+
+def show_status(document: dict[str, Any], summaries: list[Summary], console: Console | None = None) -> None:
+    """Print what a volume holds."""
+    console = console or Console(highlight=False)
+    size = document["voxel_size_um"]
+    console.print(
+        f"{document['volume']}: {' x '.join(map(str, document['shape']))} voxels (z, y, x), {document['dtype']}, "
+        + (f"{' x '.join(f'{length:g}' for length in size)} um a voxel" if size else "voxel size not known")
+    )
+    console.print(f"slices: {document['slices']['present']} present, {document['slices']['absent']} absent")
+    for label in document["labels"]:
+        if label["kind"] == "truth":
+            console.print(f"truth {label['name']}: {label['slices']} slices annotated")
+    table = Table(title="runs", title_justify="left")
+    for column in ("run", "truth", "done", "pending", "failed", "absent", "accuracy", "F1", "MCC"):
+        table.add_column(column, justify="left" if column in {"run", "truth"} else "right")
+    for summary in summaries:
+        found, tiles = summary.scores or scores(Counts()), summary.tiles
+        numbers = (tiles.done, tiles.pending, tiles.failed, tiles.absent)
+        table.add_row(
+            summary.name, summary.truth or "-", *(f"{number:,}" for number in numbers),
+            _score(found.accuracy), _score(found.f1), _score(found.mcc),
+        )  # fmt: skip
+    if summaries:
+        console.print(table)
+    else:
+        console.print(f"no runs yet; start one with: kesm run {document['volume']}")
+    for summary in summaries:
+        for box, reason in summary.failures:
+            console.print(f"{summary.name} failed: {box}: {reason}", markup=False)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

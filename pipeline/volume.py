@@ -1,0 +1,420 @@
+"""A specimen on disk: one OME-Zarr image with its slices, labels and locks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from pipeline.errors import (
+    DamageError,
+    ExistsError,
+    LockedError,
+    MissingInputError,
+    NotAVolumeError,
+)
+from pipeline.geometry import Box, Triple
+from pipeline.histogram import TRUTH_UNLABELLED
+from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
+from pipeline.pyramid import Reduce, level_shapes, reduce_image, reduce_label, reduced_levels
+from pipeline.store import (
+    ABSENT,
+    ALL_FILL,
+    ShardedArray,
+    Table,
+    create_document,
+    digest_bytes,
+    disk_errors,
+    read_document,
+)
+
+FORMAT_VERSION = 1
+LOCK_WAIT_S = 10.0
+
+
+class Pyramid:
+    """An image or label with its levels, written slice by slice."""
+
+    def __init__(self, path: Path, levels: int, reduce: Reduce) -> None:
+        self.path = path
+        self._reduce = reduce
+        self._count = levels
+
+    @classmethod
+    def create(cls, path: Path, shape: Triple, dtype: str, fill: int, reduce: Reduce) -> Pyramid:
+        """Create all levels, empty."""
+        shapes = level_shapes(shape[1:])
+        for level, (height, width) in enumerate(shapes):
+            ShardedArray.create(path / str(level), (shape[0], height, width), dtype, fill)
+        return cls(path, len(shapes), reduce)
+
+    @cached_property
+    def levels(self) -> list[ShardedArray]:
+        """Arrays of all levels, finest first."""
+        return [ShardedArray(self.path / str(level)) for level in range(self._count)]
+
+    @cached_property
+    def full(self) -> ShardedArray:
+        """Array of level 0."""
+        return ShardedArray(self.path / "0")
+
+    def write_slice(self, z: int, plane: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
+        """Write one whole slice, (y, x), and its levels; return the digests of its shards, (y, x) of the shard grid."""
+        box = _slice_box(z, plane)
+        self.full.write(box, plane[None], staging)
+        self._write_levels(z, reduced_levels(plane, self._reduce), staging)
+        digests: NDArray[np.uint64] = self.full.digests(box, plane[None])[0]
+        return digests
+
+    def rebuild_levels(self, z: int, staging: Path) -> None:
+        """Write levels 1, 2, ... of a slice from its stored level 0, which is read one row of shards at a time."""
+        if len(self.levels) == 1:
+            return
+        _, height, width = self.full.shape
+        first = np.empty(self.levels[1].shape[1:], self.full.dtype)
+        rows = self.full.shards.step[1]
+        for top in range(0, height, rows):
+            strip = self.full.read(Box((z, top, 0), (z + 1, min(top + rows, height), width)))[0]
+            self._reduce(strip, first[top // 2 : (top + strip.shape[0] + 1) // 2])
+        self._write_levels(z, itertools.chain([first], reduced_levels(first, self._reduce)), staging)
+
+    def _write_levels(self, z: int, planes: Iterable[NDArray[Any]], staging: Path) -> None:
+        for array, plane in zip(self.levels[1:], planes, strict=True):
+            array.write(_slice_box(z, plane), plane[None], staging)
+
+    def resize(self, slices: int) -> None:
+        """Change the number of slices of every level."""
+        for array in self.levels:
+            array.resize(slices)
+
+
+class Ledger:
+    """Which slices of an image or truth exist, and what they held when they were written.
+
+    A slice exists once its digest is recorded, which comes last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = Table(path / "digest")
+        self._shards = Table(path / "shard_digest")
+        self._mtime = Table(path / "mtime")
+
+    @classmethod
+    def create(cls, path: Path, slices: int, shards: tuple[int, int]) -> Ledger:
+        """Create a ledger of absent slices, for so many shards (y, x) a slice."""
+        create_document(path, {})
+        create_document(path / "files", {})
+        Table.create(path / "digest", (slices,), "uint64", (1,))
+        Table.create(path / "shard_digest", (slices, *shards), "uint64", (1, *shards))
+        Table.create(path / "mtime", (slices,), "int64", (1,))
+        return cls(path)
+
+    def present(self) -> NDArray[np.bool_]:
+        """Whether each slice exists, (z,)."""
+        return np.asarray(self._digest.read() != ABSENT)
+
+    def shard_digests(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
+        """Digests of the shards of some slices, (z, y, x) of the shard grid; 0 for slices that do not exist."""
+        span = (slice(start, stop),)
+        recorded = self._shards.read(span)
+        recorded[self._digest.read(span) == ABSENT] = ABSENT
+        return recorded
+
+    def source(self, z: int) -> str | None:
+        """Name of the file that a slice came from."""
+        document = read_document(self._path / "files" / f"{z:06d}")
+        return None if document is None else document.get("file")
+
+    def forget(self, z: int) -> None:
+        """Take back that a slice exists, before it is written again."""
+        self._digest.write((slice(z, z + 1),), ABSENT)
+
+    def record(self, z: int, shard_digests: NDArray[np.uint64], source: str, mtime_ns: int) -> None:
+        """Record a slice that is written: its digest last, which makes it exist."""
+        cell = (slice(z, z + 1),)
+        self._shards.write(cell, shard_digests)
+        self._mtime.write(cell, mtime_ns)
+        create_document(self._path / "files" / f"{z:06d}", {"file": source})
+        self._digest.write(cell, digest_bytes(shard_digests.tobytes()))
+
+    def resize(self, slices: int) -> None:
+        """Change the number of slices."""
+        for table in (self._shards, self._mtime, self._digest):
+            table.resize(slices)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelInfo:
+    """What a label is: an expert's truth, or the mask of a run; with the mapping of the values of its files."""
+
+    name: str
+    kind: str
+    mapping: dict[str, Any]
+
+
+class Volume:
+    """One specimen: image, slices, labels.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the OME-Zarr store.
+
+    Raises
+    ------
+    MissingInputError, NotAVolumeError
+        If there is nothing, or something else.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        document = read_document(self.path) if self.path.exists() else None
+        if document is None:
+            if not self.path.exists():
+                raise MissingInputError(f"{path}: no such volume; make one with `kesm ingest SLICES --volume {path}`")
+            raise NotAVolumeError(f"{path}: is not an OME-Zarr volume; make one with `kesm ingest`")
+        own = document.get("kesm")
+        if not isinstance(own, dict) or "ome" not in document:
+            raise NotAVolumeError(f"{path}: is a Zarr group, but not a volume made by `kesm ingest`")
+        if own.get("version") != FORMAT_VERSION:
+            raise NotAVolumeError(
+                f"{path}: has format version {own.get('version')}, this program reads {FORMAT_VERSION}; update kesm"
+            )
+        self.voxel_size_um = voxel_size(document["ome"])
+        self.window: tuple[int, int] = (int(own["window"][0]), int(own["window"][1]))
+        self._levels = len(document["ome"]["multiscales"][0]["datasets"])
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        shape: Triple,
+        dtype: str,
+        voxel_size_um: VoxelSize | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> Volume:
+        """Create an empty volume.
+
+        Parameters
+        ----------
+        path : Path
+            Folder that does not exist yet.
+        shape : tuple
+            Slices, height, width in voxels.
+        dtype : {"uint8", "uint16"}
+        voxel_size_um : tuple, optional
+            (z, y, x) in micrometres.
+        window : tuple, optional
+            Lowest and highest grey value (inclusive) that the stored tile histograms resolve; default: all.
+        """
+        if path.exists():
+            raise ExistsError(f"{path}: exists already; add slices with --append, or choose another --volume")
+        levels = len(level_shapes(shape[1:]))
+        window = window or (0, int(np.iinfo(dtype).max))
+        create_document(
+            path,
+            {
+                "ome": image_metadata(path.stem, levels, voxel_size_um, "local mean"),
+                "kesm": {"version": FORMAT_VERSION, "window": list(window)},
+            },
+        )
+        image = Pyramid.create(path, shape, dtype, 0, reduce_image)
+        _, rows, columns = image.full.shards.cells
+        create_document(path / "slices", {})
+        Ledger.create(path / "slices" / "image", shape[0], (rows, columns))
+        return cls(path)
+
+    @cached_property
+    def image(self) -> Pyramid:
+        """The grey image."""
+        return Pyramid(self.path, self._levels, reduce_image)
+
+    @cached_property
+    def slices(self) -> Ledger:
+        """Ledger of the image's slices."""
+        return Ledger(self.path / "slices" / "image")
+
+    @property
+    def shape(self) -> Triple:
+        """Slices, height and width in voxels."""
+        return self.image.full.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the image: uint8 or uint16."""
+        return self.image.full.dtype
+
+    @property
+    def staging(self) -> Path:
+        """Folder beside the store where shards are written before they are renamed into place."""
+        return beside(self.path, "staging")
+
+    def labels(self) -> dict[str, LabelInfo]:
+        """Every label by name: truths and masks."""
+        listing = read_document(self.path / "labels") or {}
+        names = listing.get("ome", {}).get("labels", [])
+        return {name: self._label_info(name) for name in names}
+
+    def label(self, name: str) -> Pyramid:
+        """Label image of this name.
+
+        Raises
+        ------
+        MissingInputError
+            If there is none.
+        """
+        if read_document(self.path / "labels" / name) is None:
+            known = ", ".join(sorted(self.labels())) or "none yet"
+            raise MissingInputError(f"{self.path}: has no label {name!r}; it has: {known}")
+        return Pyramid(self.path / "labels" / name, self._levels, reduce_label)
+
+    def truth(self, name: str) -> tuple[Pyramid, Ledger]:
+        """Return a truth and the ledger of its slices.
+
+        Raises
+        ------
+        MissingInputError
+            If there is none, or if the label is the mask of a run.
+        """
+        label = self.label(name)
+        if self._label_info(name).kind != "truth":
+            raise MissingInputError(f"{self.path}: {name!r} is the mask of a run, not a truth")
+        return label, Ledger(self._truth_ledger(name))
+
+    def create_truth(self, name: str, mapping: dict[str, Any]) -> tuple[Pyramid, Ledger]:
+        """Create an empty truth (not annotated everywhere); ``publish_label`` makes it visible."""
+        label = self._create_label(name, "truth", mapping, TRUTH_UNLABELLED)
+        _, rows, columns = label.full.shards.cells
+        create_document(self.path / "slices" / "labels", {})
+        return label, Ledger.create(self._truth_ledger(name), self.shape[0], (rows, columns))
+
+    def create_mask(self, name: str) -> Pyramid:
+        """Create the empty mask of a run."""
+        return self._create_label(name, "mask", {}, 0)
+
+    def publish_label(self, name: str) -> None:
+        """List a label in the group of labels; the caller holds the lock."""
+        listing = read_document(self.path / "labels") or {}
+        names = listing.get("ome", {}).get("labels", [])
+        create_document(self.path / "labels", {"ome": {"version": "0.5", "labels": sorted({*names, name})}})
+
+    def describe_label(self, name: str, kind: str, mapping: dict[str, Any]) -> None:
+        """Write the metadata of a label; the caller holds the lock."""
+        colours = TRUTH_COLOURS if kind == "truth" else MASK_COLOURS
+        create_document(
+            self.path / "labels" / name,
+            {
+                "ome": label_metadata(name, self._levels, self.voxel_size_um, colours),
+                "kesm": {"kind": kind, "mapping": mapping},
+            },
+        )
+
+    def remove_truth(self, name: str) -> None:
+        """Remove a truth that was never published."""
+        shutil.rmtree(self.path / "labels" / name, ignore_errors=True)
+        shutil.rmtree(self._truth_ledger(name), ignore_errors=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the volume against other processes that change its structure.
+
+        Raises
+        ------
+        LockedError
+            If another process holds it for longer than ten seconds.
+        """
+        with locked(beside(self.path, "lock"), f"{self.path}: another process is changing it", LOCK_WAIT_S):
+            yield
+
+    def extend(self, slices: int) -> None:
+        """Give the volume this many slices: labels first, the image last, so that no label is ever too short."""
+        for info in self.labels().values():
+            self.label(info.name).resize(slices)
+            if info.kind == "truth":
+                self.truth(info.name)[1].resize(slices)
+        self.slices.resize(slices)
+        self.image.resize(slices)
+
+    def check_stored(self, array: ShardedArray, box: Box, shard_digests: NDArray[np.uint64]) -> None:
+        """Check that every shard of a box that was written is still a file: a lost one would read as fill, silently.
+
+        Parameters
+        ----------
+        array : ShardedArray
+        box : Box
+            Voxels about to be read.
+        shard_digests : ndarray
+            Recorded digests of the slices of the box, (z, y, x) of the shard grid.
+
+        Raises
+        ------
+        DamageError
+            Naming the first shard that is missing.
+        """
+        for shard in array.shards.cover(box):
+            digest = shard_digests[shard[0] - box.start[0], shard[1], shard[2]]
+            if digest not in (ABSENT, ALL_FILL) and not array.shard_file(shard).is_file():
+                name = array.shard_file(shard).relative_to(self.path)
+                raise DamageError(f"{self.path}: shard {name} is missing; restore it or ingest its slice again")
+
+    def _label_info(self, name: str) -> LabelInfo:
+        document = read_document(self.path / "labels" / name) or {}
+        own = document.get("kesm", {})
+        return LabelInfo(name, own.get("kind", "foreign"), own.get("mapping", {}))
+
+    def _truth_ledger(self, name: str) -> Path:
+        return self.path / "slices" / "labels" / name
+
+    def _create_label(self, name: str, kind: str, mapping: dict[str, Any], fill: int) -> Pyramid:
+        if not (self.path / "labels" / "zarr.json").exists():
+            create_document(self.path / "labels", {"ome": {"version": "0.5", "labels": []}})
+        self.describe_label(name, kind, mapping)
+        return Pyramid.create(self.path / "labels" / name, self.shape, "uint8", fill, reduce_label)
+
+
+def beside(path: Path, what: str) -> Path:
+    """Path of a volume's companion, ``brain.zarr.lock``: nothing but Zarr lies inside a store."""
+    return path.with_name(f"{path.name}.{what}")
+
+
+@contextmanager
+def locked(path: Path, problem: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock that ends with the process that holds it.
+
+    Raises
+    ------
+    LockedError
+        With ``problem``, if another process holds it.
+    """
+    lock = FileLock(path)
+    try:
+        with disk_errors(path):
+            lock.acquire(timeout=wait_s)
+    except Timeout as error:
+        raise LockedError(f"{problem} (lock file {path}); wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def publish(built: Path, path: Path) -> None:
+    """Move a volume that was built aside to where it belongs."""
+    if path.exists():
+        raise ExistsError(f"{path}: exists already; add slices with --append, or choose another --volume")
+    os.replace(built, path)  # noqa: PTH105  (fails on an existing folder, unlike Path.rename on some systems)
+
+
+def _slice_box(z: int, plane: NDArray[Any]) -> Box:
+    return Box((z, 0, 0), (z + 1, plane.shape[0], plane.shape[1]))
