@@ -1,1 +1,59 @@
-"""Exact segmentation of KESM volumes."""
+"""Exact segmentation of KESM volumes: one pass, bounded memory, resumable.
+
+>>> import pipeline as kesm
+>>> summary = kesm.run(kesm.RunConfig(volume="brain.zarr", truth="groundtruth"))  # doctest: +SKIP
+>>> summary.counts, summary.scores.mcc  # doctest: +SKIP
+>>> mask = kesm.lazy_array(kesm.Volume("brain.zarr").label("otsu").full)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe, RunConfig, load_config
+    from pipeline.confusion import Counts, Scores
+    from pipeline.execute import lazy_array
+    from pipeline.phantom import Phantom
+    from pipeline.plan import make_plan
+    from pipeline.report import Summary, summarise
+    from pipeline.runs import run
+    from pipeline.volume import Volume
+
+__all__ = [
+    "Counts",
+    "Phantom",
+    "Recipe",
+    "RunConfig",
+    "Scores",
+    "Summary",
+    "Volume",
+    "lazy_array",
+    "load_config",
+    "make_plan",
+    "run",
+    "summarise",
+]
+
+_OWNERS = {
+    "Counts": "confusion",
+    "Phantom": "phantom",
+    "Recipe": "config",
+    "RunConfig": "config",
+    "Scores": "confusion",
+    "Summary": "report",
+    "Volume": "volume",
+    "lazy_array": "execute",
+    "load_config": "config",
+    "make_plan": "plan",
+    "run": "runs",
+    "summarise": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the stack takes seconds, and ``kesm --help`` must not."""
+    if name not in _OWNERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_OWNERS[name]}"), name)

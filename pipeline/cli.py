@@ -139,7 +139,7 @@ def run(
             scheduler=scheduler, foreground=foreground,
         )  # fmt: skip
         from pipeline.plan import make_plan
-        from pipeline.run import run_plan
+        from pipeline.runs import run_plan
         from pipeline.terminal import Meter, show_summary
 
         plan = make_plan(config)

@@ -19,7 +19,7 @@ from pipeline.phantom import Phantom
 from pipeline.pixels import write_png
 from pipeline.plan import available_cpus
 from pipeline.report import Summary
-from pipeline.run import run
+from pipeline.runs import run
 from pipeline.stack import find_pages
 from pipeline.store import disk_errors
 from pipeline.volume import Volume

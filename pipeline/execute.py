@@ -29,6 +29,7 @@ from pipeline.segment import Column, Job, build_pyramid, run_block, stale_pyrami
 from pipeline.store import ShardedArray, set_codec_threads
 from pipeline.tables import RunTables
 
+Client = distributed.Client
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -179,7 +180,9 @@ class Engine:
 
 
 @contextmanager
-def start_engine(cluster: Cluster, observer: Observer, client: distributed.Client | None = None) -> Iterator[Engine]:
+def start_engine(
+    cluster: Cluster, observer: Observer, client: Client | None = None, connect_s: float = CONNECT_S
+) -> Iterator[Engine]:
     """Start or reach the engine of a configuration; a client that is given is used and left open.
 
     Raises
@@ -198,7 +201,7 @@ def start_engine(cluster: Cluster, observer: Observer, client: distributed.Clien
             observer(Started("local", own.dashboard_link))
             yield Engine(cluster.threads, own)
     else:
-        with _remote_client(cluster) as own:
+        with _remote_client(cluster, connect_s) as own:
             observer(Started(cluster.address, own.dashboard_link))
             yield Engine(1, own)
 
@@ -308,9 +311,9 @@ def _local_client(cluster: LocalCluster) -> Iterator[distributed.Client]:
 
 
 @contextmanager
-def _remote_client(cluster: AddressCluster) -> Iterator[distributed.Client]:
+def _remote_client(cluster: AddressCluster, connect_s: float) -> Iterator[Client]:
     try:
-        client = distributed.Client(cluster.address, timeout=CONNECT_S)
+        client = Client(cluster.address, timeout=connect_s)
     except (OSError, TimeoutError, ValueError) as error:
         raise SchedulerError(
             f"{cluster.address}: no Dask scheduler answers there; start one with `dask scheduler`, or check the address"

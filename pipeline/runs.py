@@ -14,11 +14,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import distributed
-
 from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
-from pipeline.execute import Observer, Outcome, execute, ignore, start_engine
+from pipeline.execute import Client, Observer, Outcome, execute, ignore, start_engine
 from pipeline.plan import Plan, make_plan
 from pipeline.report import Summary, Tiles, summarise
 from pipeline.segment import Column
@@ -29,7 +27,7 @@ from pipeline.volume import Volume, beside, locked
 RECORDED_PACKAGES = ("kesm-pipeline", "dask", "numba", "numpy", "scipy", "zarr", "zarrs")
 
 
-def run(config: RunConfig, observer: Observer = ignore, client: distributed.Client | None = None) -> Summary:
+def run(config: RunConfig, observer: Observer = ignore, client: Client | None = None) -> Summary:
     """Do everything of a configuration that is not done, and sum the result.
 
     Parameters
@@ -48,7 +46,7 @@ def run(config: RunConfig, observer: Observer = ignore, client: distributed.Clie
     return run_plan(make_plan(config), config.cluster, observer, client)
 
 
-def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: distributed.Client | None = None) -> Summary:
+def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | None = None) -> Summary:
     """Carry out a plan; see `run`."""
     started, clock = datetime.now(UTC), time.monotonic()
     volume = Volume(plan.volume)

@@ -1,0 +1,280 @@
+"""Engines, reduction and block shapes: the same bits from each, equal to the slow way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import distributed
+import numpy as np
+import pytest
+from scipy.ndimage import median_filter
+from skimage.filters import threshold_otsu
+
+import pipeline as kesm
+from pipeline.config import AddressCluster, LocalCluster, RunConfig, ThreadsCluster
+from pipeline.confusion import mean_scores, score_parts
+from pipeline.errors import SchedulerError
+from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started, ThreadRunner, lazy_array, start_engine
+from pipeline.geometry import Box, Grid
+from pipeline.plan import Plan, make_plan
+from pipeline.report import Summary
+from pipeline.runs import run, run_plan
+from pipeline.store import SHARD, ShardedArray
+from pipeline.tables import Grids, RunTables
+from pipeline.volume import Volume
+
+SHAPE = (3, 2100, 2600)  # two by two shards a slice, all but the first smaller than a shard; tiles cut at the edges
+TABLES = ("threshold", "status", "mask_key", "shard_digest")
+
+
+def textured(rng: np.random.Generator, shape: tuple[int, int], top: int) -> np.ndarray:
+    """Bright tissue with dark blobs whose contrast changes from place to place."""
+    coarse = rng.random((shape[0] // 16 + 1, shape[1] // 16 + 1)) < 0.2
+    blobs = np.kron(coarse, np.ones((16, 16)))[: shape[0], : shape[1]]
+    shade = np.linspace(0.5, 1.0, shape[1])
+    return (top * (0.8 - 0.5 * blobs * shade + 0.05 * rng.standard_normal(shape))).clip(0, top)
+
+
+def build(path: Path, shape: tuple[int, int, int], dtype: str = "uint8", absent: tuple[int, ...] = ()) -> Volume:
+    """Volume with a truth on its even slices, part of which is not annotated."""
+    rng = np.random.default_rng(7)
+    volume = Volume.create(path, shape, dtype, window=(0, int(np.iinfo(dtype).max)))
+    truth, ledger = volume.create_truth("groundtruth", {"vessel": 255, "vessel_above": None, "unlabelled": None})
+    for z in range(shape[0]):
+        image = textured(rng, shape[1:], int(np.iinfo(dtype).max)).astype(dtype)
+        traced = rng.choice(np.array([0, 127, 255], np.uint8), shape[1:])
+        if z not in absent:
+            volume.slices.record(z, volume.image.write_slice(z, image, volume.staging), f"{z}.png", 0)
+        if z % 2 == 0 and z not in absent:
+            ledger.record(z, truth.write_slice(z, traced, volume.staging), f"{z}.png", 0)
+    volume.publish_label("groundtruth")
+    volume.staging.rmdir()
+    return volume
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    return build(tmp_path_factory.mktemp("volume") / "brain.zarr", SHAPE)
+
+
+@pytest.fixture(scope="module")
+def reference(volume: Volume) -> Summary:
+    """Run with whole slices in one thread, which the others are compared with."""
+    return run(config(volume, "reference", cluster=ThreadsCluster(threads=1)))
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[distributed.LocalCluster]:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0
+    ) as cluster:
+        yield cluster
+
+
+def config(volume: Volume, name: str, **options: object) -> RunConfig:
+    return RunConfig.model_validate({"volume": volume.path, "name": name, "truth": "groundtruth", **options})
+
+
+def with_blocks(plan: Plan, block: tuple[int, int, int]) -> Plan:
+    grids = Grids.of(plan.grids.tiles.shape, plan.recipe.tile, block)
+    return replace(plan, block=block, grids=grids, blocks=grids.blocks.cover(plan.region))
+
+
+def assert_same(volume: Volume, summary: Summary, reference: Summary) -> None:
+    assert (summary.counts, summary.macro, summary.levels) == (reference.counts, reference.macro, reference.levels)
+    assert summary.tiles.done == reference.tiles.done
+    ours, theirs = RunTables(volume, summary.name), RunTables(volume, reference.name)
+    for table in TABLES:
+        np.testing.assert_array_equal(getattr(ours, table).read(), getattr(theirs, table).read(), err_msg=table)
+    np.testing.assert_array_equal(
+        ours.truth("groundtruth").histogram.read(), theirs.truth("groundtruth").histogram.read()
+    )
+    for mine, its in zip(volume.label(summary.name).levels, volume.label(reference.name).levels, strict=True):
+        whole = Box.whole(mine.shape)
+        np.testing.assert_array_equal(mine.read(whole), its.read(whole), err_msg=str(mine.path))
+
+
+def test_run_equals_scipy_and_scikit_image_on_every_tile(volume: Volume, reference: Summary) -> None:
+    tables = RunTables(volume, "reference")
+    whole = Box.whole(SHAPE)
+    image, mask = volume.image.full.read(whole), volume.label("reference").full.read(whole)
+    truth = volume.truth("groundtruth")[0].full.read(whole)
+    levels = tables.threshold.read()
+    expected = np.zeros(4, np.int64)
+    for z in range(SHAPE[0]):
+        filtered = median_filter(255 - image[z], size=3, mode="reflect")
+        for tile in Grid(SHAPE, (1, 512, 512)).cover(whole):
+            if tile[0] != z:
+                continue
+            _, rows, columns = Grid(SHAPE, (1, 512, 512)).box(tile).slices
+            assert abs(levels[tile] - threshold_otsu(filtered[rows, columns])) <= 1
+            np.testing.assert_array_equal(mask[z, rows, columns] > 0, filtered[rows, columns] > levels[tile])
+    for name, (traced, marked) in enumerate([(255, True), (0, True), (255, False), (0, False)]):
+        expected[name] = ((truth == traced) & ((mask > 0) == marked)).sum()
+    assert reference.counts is not None
+    assert [reference.counts.tp, reference.counts.fp, reference.counts.fn, reference.counts.tn] == list(expected)
+    assert reference.annotated == int((truth != 127).sum())
+
+
+@pytest.mark.parametrize(
+    "block", [(1, 2048, 2600), (1, 2048, 2048), (1, 2100, 2048)], ids=["rows of shards", "one shard", "columns"]
+)
+def test_block_shape_changes_no_bit(volume: Volume, reference: Summary, block: tuple[int, int, int]) -> None:
+    plan = with_blocks(make_plan(config(volume, f"block-{block[1]}-{block[2]}")), block)
+    assert_same(volume, run_plan(plan, ThreadsCluster(threads=2), lambda event: None), reference)
+
+
+def test_engines_change_no_bit(volume: Volume, reference: Summary, scheduler: distributed.LocalCluster) -> None:
+    events: list[Event] = []
+    local = run(config(volume, "local", cluster=LocalCluster(workers=2)), events.append)
+    assert_same(volume, local, reference)
+    link = next(event.dashboard for event in events if isinstance(event, Started))
+    assert link is not None
+    assert link.startswith("http://127.0.0.1:")
+    address = AddressCluster(engine="address", address=scheduler.scheduler_address)
+    assert_same(volume, run(config(volume, "address", cluster=address)), reference)
+    with distributed.Client(scheduler) as client:
+        assert_same(volume, run(config(volume, "client"), client=client), reference)
+        assert client.status == "running"
+
+
+def test_events_tell_every_block_once(volume: Volume, reference: Summary) -> None:
+    events: list[Event] = []
+    summary = run(config(volume, "events"), events.append)
+    blocks = [event for event in events if isinstance(event, BlockDone)]
+    assert len(blocks) == SHAPE[0]
+    assert sum(event.voxels for event in blocks) == summary.voxels == int(np.prod(SHAPE))
+    assert reference.counts is not None
+    assert sum(event.counts[0] for event in blocks) == reference.counts.tp
+
+
+def test_second_run_does_nothing_and_a_new_truth_only_counts(volume: Volume, reference: Summary) -> None:
+    first = run(config(volume, "again", truth=None))
+    assert first.counts is None
+    mask = volume.label("again").full
+    before = {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in mask.shards.cover(mask_box(mask))}
+    counted = run(config(volume, "again"))
+    assert counted.counts == reference.counts
+    assert counted.tiles.reused == 0
+    assert {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in before} == before
+    assert run(config(volume, "again")).tiles.reused == counted.tiles.total
+    assert len(RunTables(volume, "again").attempts()) == 3
+
+
+def test_region_equals_that_part_of_a_whole_run(volume: Volume, reference: Summary) -> None:
+    part = run(config(volume, "part", region="z=1:3,y=600:700,x=0:513"))
+    assert str(part.region) == "z=1:3,y=512:1024,x=0:1024"
+    assert part == replace(
+        kesm.summarise(volume, "reference", "groundtruth", part.region), name="part", elapsed_s=part.elapsed_s
+    )
+    assert part.tiles.total == 4
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, [3, 3, 3], [3, 1, 5]], ids=str)
+def test_filter_has_no_seams(tmp_path: Path, size: int | list[int]) -> None:
+    volume = build(tmp_path / "brain.zarr", (3, 70, 2100), "uint16")
+    recipe = {"denoise": {"method": "median", "size": size}, "foreground": "bright", "tile": 32}
+    plan = with_blocks(make_plan(config(volume, "otsu", **recipe)), (1, 2048, 2048))
+    run_plan(plan, ThreadsCluster(), lambda event: None)
+    whole = mask_box(volume.image.full)
+    filtered = median_filter(volume.image.full.read(whole), plan.recipe.denoise.window, mode="reflect")
+    levels = RunTables(volume, "otsu").threshold.read().repeat(32, axis=1).repeat(32, axis=2)[:, :70, :2100]
+    np.testing.assert_array_equal(volume.label("otsu").full.read(whole) > 0, filtered > levels)
+
+
+def test_filter_reflects_at_absent_slices(tmp_path: Path) -> None:
+    volume = build(tmp_path / "brain.zarr", (5, 64, 64), absent=(2,))
+    summary = run(config(volume, "otsu", denoise={"method": "median", "size": [5, 3, 3]}))
+    assert (summary.tiles.absent, summary.tiles.done, summary.voxels) == (1, 4, 4 * 64 * 64)
+    whole = mask_box(volume.image.full)
+    image, mask = volume.image.full.read(whole), volume.label("otsu").full.read(whole)
+    levels = RunTables(volume, "otsu").threshold.read()
+    for part in (slice(0, 2), slice(3, 5)):
+        filtered = median_filter(255 - image[part], (5, 3, 3), mode="reflect")
+        np.testing.assert_array_equal(mask[part] > 0, filtered > levels[part])
+    assert not mask[2].any()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: None, lambda content: content[:1000], lambda content: content[:5000] + bytes(99) + content[5099:]],
+    ids=["missing", "truncated", "flipped"],
+)
+def test_damaged_shard_fails_its_block_and_is_mended(tmp_path: Path, damage: Callable[[bytes], bytes | None]) -> None:
+    volume = build(tmp_path / "brain.zarr", SHAPE)
+    shard = volume.image.full.shard_file((1, 0, 1))
+    content = shard.read_bytes()
+    damaged = damage(content)
+    shard.unlink() if damaged is None else shard.write_bytes(damaged)
+    bad = run(config(volume, "otsu"))
+    assert (bad.tiles.failed, bad.tiles.done) == (30, 60)
+    ((box, reason),) = bad.failures
+    assert str(box) == "z=1:2,y=0:2100,x=0:2600"
+    assert "c/1/0/1" in reason
+    assert not volume.label("otsu").full.read(Box.whole(SHAPE))[1].any()
+    shard.write_bytes(content)
+    mended = run(config(volume, "otsu"))
+    assert (mended.tiles.failed, mended.tiles.done, list(mended.failures)) == (0, 90, [])
+    assert_same(volume, mended, run(config(volume, "good")))
+
+
+def test_lazy_array_has_the_chunks_of_its_shards(volume: Volume, reference: Summary) -> None:
+    mask = volume.label("reference").full
+    lazy = lazy_array(mask)
+    assert lazy.chunks == ((1, 1, 1), (2048, 52), (2048, 552))
+    np.testing.assert_array_equal(lazy[1, 2000:2090:7, 5].compute(), mask.read(mask_box(mask))[1, 2000:2090:7, 5])
+    assert lazy.sum(dtype=np.int64).compute(scheduler="threads") == 255 * (mask.read(mask_box(mask)) > 0).sum()
+
+
+def test_unreachable_scheduler_is_named(volume: Volume) -> None:
+    address = AddressCluster(engine="address", address="tcp://127.0.0.1:1")
+    with (
+        pytest.raises(SchedulerError, match=r"tcp://127.0.0.1:1: no Dask scheduler answers"),
+        start_engine(address, lambda event: None, connect_s=0.5),
+    ):
+        pass
+
+
+def test_scheduler_without_workers_is_named() -> None:
+    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty:
+        address = AddressCluster(engine="address", address=empty.scheduler_address)
+        with (
+            pytest.raises(SchedulerError, match="has no workers"),
+            start_engine(address, lambda event: None),
+        ):
+            pass
+
+
+def test_thread_runner_keeps_the_order_and_raises_what_a_job_raises() -> None:
+    events: list[Event] = []
+    assert ThreadRunner(2, events.append)(lambda item: item * item, range(20)) == [item * item for item in range(20)]
+    assert events[0] == JobsStarted(20)
+    assert events.count(JobDone()) == 20
+
+    def fail(item: int) -> int:
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item"):
+        ThreadRunner(2)(fail, range(3))
+
+
+def test_mean_of_scores_is_the_same_for_any_tree() -> None:
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 70000, (500, 4))
+    tiles[::7] = 0
+    whole = mean_scores(score_parts(tiles).sum(axis=0))
+    assert whole is not None
+    for size in (1, 3, 64, 499):
+        parts = [score_parts(tiles[start : start + size]).sum(axis=0) for start in range(0, 500, size)]
+        assert mean_scores(np.sum(parts, axis=0)) == whole
+    assert whole[1] == 500 - 72
+
+
+def mask_box(array: ShardedArray) -> Box:
+    return Box.whole(array.shape)
+
+
+def test_shards_are_two_by_two() -> None:
+    assert Grid(SHAPE, SHARD).cells == (3, 2, 2)
