@@ -100,6 +100,8 @@ class Grid:
     def cover(self, box: Box) -> Box:
         """Cells that a box of voxels touches, as a box of cell indices."""
         inside = box & Box.whole(self.shape)
+        if not inside.size:
+            return Box((0, 0, 0), (0, 0, 0))
         return Box(
             _each(lambda start, step: start // step, inside.start, self.step), _each(ceil_div, inside.stop, self.step)
         )
@@ -130,7 +132,8 @@ def check_nesting(tiles: Grid, shards: Grid, blocks: Grid) -> None:
     ConfigError
         If two tasks would write one shard, or one tile would be cut.
     """
-    if not shards.owns(tiles):
+    # Also in a volume of one shard: it may grow no wider, but a recipe must mean the same for every volume.
+    if shards.step[1] % tiles.step[1]:
         raise ConfigError(
             f"tile: got {tiles.step[1]}, which does not divide the shard of {shards.step[1]} voxels; use a divisor "
             f"of {shards.step[1]}, such as 256, 512 or 1024"

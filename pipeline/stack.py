@@ -61,7 +61,11 @@ def find_pages(sources: Sequence[str | Path], channel: Channel = None) -> list[P
     ShapeMismatchError
         If two slices differ in shape or type.
     """
-    paths = _ordered([path for source in sources for path in _expand(source)])
+    paths: list[Path] = []
+    for source in sources:
+        with decoding(str(source)):  # a folder that may not be listed, a name that is too long
+            paths += _expand(source)
+    paths = _ordered(paths)
     if not paths:
         raise MissingInputError("got no source; name image files, a folder or a pattern such as 'slices/*.png'")
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
@@ -101,15 +105,14 @@ def read_page(page: Page) -> Pixels:
         If some pixels are transparent.
     """
     codec = _recognise(page.path, page.name)
-    with decoding(page.name):
-        pixels = read_slice(page) if codec is None else read_image(page, codec)
-        if (pixels.shape, pixels.dtype.name) != (page.shape, page.dtype):
-            raise ImageFileError(
-                f"{page.name}: got {pixels.dtype} {pixels.shape}, its header declared {page.dtype} {page.shape}; "
-                "re-export it, or start again if it was replaced meanwhile"
-            )
-        result: Pixels = np.require(pixels, page.dtype, ["C", "W"])
-        return result
+    pixels = read_slice(page) if codec is None else read_image(page, codec)
+    if (pixels.shape, pixels.dtype.name) != (page.shape, page.dtype):
+        raise ImageFileError(
+            f"{page.name}: got {pixels.dtype} {pixels.shape}, its header declared {page.dtype} {page.shape}; "
+            "re-export it, or start again if it was replaced meanwhile"
+        )
+    result: Pixels = np.require(pixels, page.dtype, ["C", "W"])
+    return result
 
 
 def _find_in_file(path: Path, channel: Channel) -> list[Page]:

@@ -7,12 +7,10 @@ module, the layout of the planes in `pipeline.planes`, and tifffile reads single
 
 from __future__ import annotations
 
-import logging
 import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -31,42 +29,21 @@ MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _LARGEST_RATIO = {1: 1, 5: 4096, 7: 4096, 8: 1032, 32773: 64, 32946: 1032, 50000: 65536}
 _JPEG = 7
 
-# Kinds of files whose directories are not the slices: planes behind one directory, thumbnails, pyramids.
-_VENDORS = ("stk", "lsm", "fluoview", "mdgel", "ndpi", "svs", "scn", "bif", "qpi", "philips", "avs", "eer", "nih")
+# Kinds of files whose directories are not the slices: planes behind one directory, thumbnails, pyramids, or channels
+# and times that only the vendor's metadata tell apart.
+_VENDORS = (
+    *("stk", "lsm", "fluoview", "mdgel", "ndpi", "svs", "scn", "bif", "qpi", "philips", "avs", "eer", "nih"),
+    "scanimage",
+)
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
-
-_logged: ContextVar[list[logging.LogRecord] | None] = ContextVar("tifffile_log", default=None)
-
-
-def _keep_record(record: logging.LogRecord) -> bool:
-    """Keep what tifffile logs in a thread that reads a slice; let pass what it logs for others."""
-    records = _logged.get()
-    if records is None:
-        return True
-    records.append(record)
-    return False
-
-
-# One filter for the process that looks up its list by context: adding and removing handlers would race between threads.
-logging.getLogger("tifffile").addFilter(_keep_record)
 
 
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[TiffFile]:
-    """Open a file, and turn an error that tifffile only logs (a lost tag, strip or page) into one that is raised."""
-    records: list[logging.LogRecord] = []
-    token = _logged.set(records)
-    try:
-        # The three flags switch off rewrites of the chain of directories that start with the file's first page.
-        with decoding(name), TiffFile(path, is_ndpi=False, is_lsm=False, is_scanimage=False) as file:
-            yield file
-    finally:
-        _logged.reset(token)
-    for record in records:
-        # Warnings are left alone: they are of odd metadata, since offsets, counts and sizes are checked here.
-        if record.levelno >= logging.ERROR:
-            raise damaged(name, record.getMessage()[:160])
+    """Open a file. The flags switch off rewrites of the chain of directories that start with the file's first page."""
+    with decoding(name), TiffFile(path, is_ndpi=False, is_lsm=False, is_scanimage=False) as file:
+        yield file
 
 
 def find_slices(path: Path, channel: Channel) -> list[Page]:
@@ -243,7 +220,7 @@ def _decode(directory: TiffPage, kind: PixelKind, page: Page) -> NDArray[Any]:
     if directory.compression == _JPEG:
         _check_jpeg_ends(directory)
     white = 2**directory.bitspersample - 1
-    # One thread: several slices are decoded at once, and what other threads log would not be seen (`_keep_record`).
+    # One thread: several slices are decoded at once, and `decoding` would not see what other threads log.
     pixels = directory.asarray(squeeze=False, maxworkers=1)  # (separate sample, depth, y, x, contiguous sample)
     pixels = np.moveaxis(pixels[:, 0, :, :, 0], 0, -1) if len(pixels) > 1 else pixels[0, 0]
     if pixels.shape[-1] == 1:

@@ -13,7 +13,7 @@ from scipy.ndimage import median_filter
 from skimage.filters import threshold_otsu
 
 import pipeline as kesm
-from pipeline.config import AddressCluster, LocalCluster, RunConfig, ThreadsCluster
+from pipeline.config import AddressCluster, LocalCluster, ThreadsCluster
 from pipeline.confusion import mean_scores, score_parts
 from pipeline.errors import SchedulerError
 from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started, ThreadRunner, lazy_array, start_engine
@@ -24,45 +24,21 @@ from pipeline.runs import run, run_plan
 from pipeline.store import SHARD, ShardedArray
 from pipeline.tables import Grids, RunTables
 from pipeline.volume import Volume
+from tests.builders import build_volume, run_config
 
 SHAPE = (3, 2100, 2600)  # two by two shards a slice, all but the first smaller than a shard; tiles cut at the edges
 TABLES = ("threshold", "status", "mask_key", "shard_digest")
 
 
-def textured(rng: np.random.Generator, shape: tuple[int, int], top: int) -> np.ndarray:
-    """Bright tissue with dark blobs whose contrast changes from place to place."""
-    coarse = rng.random((shape[0] // 16 + 1, shape[1] // 16 + 1)) < 0.2
-    blobs = np.kron(coarse, np.ones((16, 16)))[: shape[0], : shape[1]]
-    shade = np.linspace(0.5, 1.0, shape[1])
-    return (top * (0.8 - 0.5 * blobs * shade + 0.05 * rng.standard_normal(shape))).clip(0, top)
-
-
-def build(path: Path, shape: tuple[int, int, int], dtype: str = "uint8", absent: tuple[int, ...] = ()) -> Volume:
-    """Volume with a truth on its even slices, part of which is not annotated."""
-    rng = np.random.default_rng(7)
-    volume = Volume.create(path, shape, dtype, window=(0, int(np.iinfo(dtype).max)))
-    truth, ledger = volume.create_truth("groundtruth", {"vessel": 255, "vessel_above": None, "unlabelled": None})
-    for z in range(shape[0]):
-        image = textured(rng, shape[1:], int(np.iinfo(dtype).max)).astype(dtype)
-        traced = rng.choice(np.array([0, 127, 255], np.uint8), shape[1:])
-        if z not in absent:
-            volume.slices.record(z, volume.image.write_slice(z, image, volume.staging), f"{z}.png", 0)
-        if z % 2 == 0 and z not in absent:
-            ledger.record(z, truth.write_slice(z, traced, volume.staging), f"{z}.png", 0)
-    volume.publish_label("groundtruth")
-    volume.staging.rmdir()
-    return volume
-
-
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
-    return build(tmp_path_factory.mktemp("volume") / "brain.zarr", SHAPE)
+    return build_volume(tmp_path_factory.mktemp("volume") / "brain.zarr", SHAPE)
 
 
 @pytest.fixture(scope="module")
 def reference(volume: Volume) -> Summary:
     """Run with whole slices in one thread, which the others are compared with."""
-    return run(config(volume, "reference", cluster=ThreadsCluster(threads=1)))
+    return run(run_config(volume, "reference", cluster=ThreadsCluster(threads=1)))
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +47,6 @@ def scheduler() -> Iterator[distributed.LocalCluster]:
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0
     ) as cluster:
         yield cluster
-
-
-def config(volume: Volume, name: str, **options: object) -> RunConfig:
-    return RunConfig.model_validate({"volume": volume.path, "name": name, "truth": "groundtruth", **options})
 
 
 def with_blocks(plan: Plan, block: tuple[int, int, int]) -> Plan:
@@ -122,27 +94,27 @@ def test_run_equals_scipy_and_scikit_image_on_every_tile(volume: Volume, referen
     "block", [(1, 2048, 2600), (1, 2048, 2048), (1, 2100, 2048)], ids=["rows of shards", "one shard", "columns"]
 )
 def test_block_shape_changes_no_bit(volume: Volume, reference: Summary, block: tuple[int, int, int]) -> None:
-    plan = with_blocks(make_plan(config(volume, f"block-{block[1]}-{block[2]}")), block)
+    plan = with_blocks(make_plan(run_config(volume, f"block-{block[1]}-{block[2]}")), block)
     assert_same(volume, run_plan(plan, ThreadsCluster(threads=2), lambda event: None), reference)
 
 
 def test_engines_change_no_bit(volume: Volume, reference: Summary, scheduler: distributed.LocalCluster) -> None:
     events: list[Event] = []
-    local = run(config(volume, "local", cluster=LocalCluster(workers=2)), events.append)
+    local = run(run_config(volume, "local", cluster=LocalCluster(workers=2)), events.append)
     assert_same(volume, local, reference)
     link = next(event.dashboard for event in events if isinstance(event, Started))
     assert link is not None
     assert link.startswith("http://127.0.0.1:")
     address = AddressCluster(engine="address", address=scheduler.scheduler_address)
-    assert_same(volume, run(config(volume, "address", cluster=address)), reference)
+    assert_same(volume, run(run_config(volume, "address", cluster=address)), reference)
     with distributed.Client(scheduler) as client:
-        assert_same(volume, run(config(volume, "client"), client=client), reference)
+        assert_same(volume, run(run_config(volume, "client"), client=client), reference)
         assert client.status == "running"
 
 
 def test_events_tell_every_block_once(volume: Volume, reference: Summary) -> None:
     events: list[Event] = []
-    summary = run(config(volume, "events"), events.append)
+    summary = run(run_config(volume, "events"), events.append)
     blocks = [event for event in events if isinstance(event, BlockDone)]
     assert len(blocks) == SHAPE[0]
     assert sum(event.voxels for event in blocks) == summary.voxels == int(np.prod(SHAPE))
@@ -151,20 +123,20 @@ def test_events_tell_every_block_once(volume: Volume, reference: Summary) -> Non
 
 
 def test_second_run_does_nothing_and_a_new_truth_only_counts(volume: Volume, reference: Summary) -> None:
-    first = run(config(volume, "again", truth=None))
+    first = run(run_config(volume, "again", truth=None))
     assert first.counts is None
     mask = volume.label("again").full
     before = {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in mask.shards.cover(mask_box(mask))}
-    counted = run(config(volume, "again"))
+    counted = run(run_config(volume, "again"))
     assert counted.counts == reference.counts
     assert counted.tiles.reused == 0
     assert {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in before} == before
-    assert run(config(volume, "again")).tiles.reused == counted.tiles.total
+    assert run(run_config(volume, "again")).tiles.reused == counted.tiles.total
     assert len(RunTables(volume, "again").attempts()) == 3
 
 
 def test_region_equals_that_part_of_a_whole_run(volume: Volume, reference: Summary) -> None:
-    part = run(config(volume, "part", region="z=1:3,y=600:700,x=0:513"))
+    part = run(run_config(volume, "part", region="z=1:3,y=600:700,x=0:513"))
     assert str(part.region) == "z=1:3,y=512:1024,x=0:1024"
     assert part == replace(
         kesm.summarise(volume, "reference", "groundtruth", part.region), name="part", elapsed_s=part.elapsed_s
@@ -174,9 +146,9 @@ def test_region_equals_that_part_of_a_whole_run(volume: Volume, reference: Summa
 
 @pytest.mark.parametrize("size", [1, 5, 7, [3, 3, 3], [3, 1, 5]], ids=str)
 def test_filter_has_no_seams(tmp_path: Path, size: int | list[int]) -> None:
-    volume = build(tmp_path / "brain.zarr", (3, 70, 2100), "uint16")
+    volume = build_volume(tmp_path / "brain.zarr", (3, 70, 2100), "uint16")
     recipe = {"denoise": {"method": "median", "size": size}, "foreground": "bright", "tile": 32}
-    plan = with_blocks(make_plan(config(volume, "otsu", **recipe)), (1, 2048, 2048))
+    plan = with_blocks(make_plan(run_config(volume, "otsu", **recipe)), (1, 2048, 2048))
     run_plan(plan, ThreadsCluster(), lambda event: None)
     whole = mask_box(volume.image.full)
     filtered = median_filter(volume.image.full.read(whole), plan.recipe.denoise.window, mode="reflect")
@@ -185,8 +157,8 @@ def test_filter_has_no_seams(tmp_path: Path, size: int | list[int]) -> None:
 
 
 def test_filter_reflects_at_absent_slices(tmp_path: Path) -> None:
-    volume = build(tmp_path / "brain.zarr", (5, 64, 64), absent=(2,))
-    summary = run(config(volume, "otsu", denoise={"method": "median", "size": [5, 3, 3]}))
+    volume = build_volume(tmp_path / "brain.zarr", (5, 64, 64), absent=(2,))
+    summary = run(run_config(volume, "otsu", denoise={"method": "median", "size": [5, 3, 3]}))
     assert (summary.tiles.absent, summary.tiles.done, summary.voxels) == (1, 4, 4 * 64 * 64)
     whole = mask_box(volume.image.full)
     image, mask = volume.image.full.read(whole), volume.label("otsu").full.read(whole)
@@ -203,21 +175,21 @@ def test_filter_reflects_at_absent_slices(tmp_path: Path) -> None:
     ids=["missing", "truncated", "flipped"],
 )
 def test_damaged_shard_fails_its_block_and_is_mended(tmp_path: Path, damage: Callable[[bytes], bytes | None]) -> None:
-    volume = build(tmp_path / "brain.zarr", SHAPE)
+    volume = build_volume(tmp_path / "brain.zarr", SHAPE)
     shard = volume.image.full.shard_file((1, 0, 1))
     content = shard.read_bytes()
     damaged = damage(content)
     shard.unlink() if damaged is None else shard.write_bytes(damaged)
-    bad = run(config(volume, "otsu"))
+    bad = run(run_config(volume, "otsu"))
     assert (bad.tiles.failed, bad.tiles.done) == (30, 60)
     ((box, reason),) = bad.failures
     assert str(box) == "z=1:2,y=0:2100,x=0:2600"
     assert "c/1/0/1" in reason
     assert not volume.label("otsu").full.read(Box.whole(SHAPE))[1].any()
     shard.write_bytes(content)
-    mended = run(config(volume, "otsu"))
+    mended = run(run_config(volume, "otsu"))
     assert (mended.tiles.failed, mended.tiles.done, list(mended.failures)) == (0, 90, [])
-    assert_same(volume, mended, run(config(volume, "good")))
+    assert_same(volume, mended, run(run_config(volume, "good")))
 
 
 def test_lazy_array_has_the_chunks_of_its_shards(volume: Volume, reference: Summary) -> None:

@@ -155,7 +155,7 @@ def test_palette_of_greys_is_mapped(tmp_path, suffix):
 def test_palette_of_colours_is_colour(tmp_path, suffix):
     colours = RNG.integers(0, 256, (256, 3))
     path = write(tmp_path / f"s{suffix}", palette_image(colours))
-    with pytest.raises(UnsupportedImageError, match="colour"):
+    with pytest.raises(UnsupportedImageError, match=r"colour"):
         find_pages([path])
     np.testing.assert_array_equal(read_one(path, "blue"), colours[GREY8, 2])
 
@@ -213,13 +213,13 @@ def test_header_that_declares_more_than_the_file_can_hold_is_refused(tmp_path, b
 
 def test_png_header_that_declares_more_than_the_file_can_hold_is_refused(tmp_path):
     path = write_png(tmp_path / "s.png", 8, 2**31 - 1, [GREY8[0].tobytes()], height=2**31 - 1)
-    with pytest.raises(ImageFileError, match="the header declares"):
+    with pytest.raises(ImageFileError, match=r"the header declares"):
         find_pages([path])
 
 
 def test_slice_above_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pixels_module, "MAX_SLICE_BYTES", 1000)
-    with pytest.raises(UnsupportedImageError, match="cut it into smaller images"):
+    with pytest.raises(UnsupportedImageError, match=r"cut it into smaller images"):
         find_pages([write(tmp_path / "s.png", GREY8)])
 
 
@@ -227,6 +227,24 @@ def test_image_above_the_pixel_limit_of_pillow_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for suffix in (".png", ".jpg", ".bmp"):
         assert read_one(write(tmp_path / f"s{suffix}", GREY8)).shape == GREY8.shape
+
+
+def test_png_whose_data_end_early_but_properly_is_refused(tmp_path):
+    path = write_png(tmp_path / "s.png", 8, 64, [row.tobytes() for row in GREY8[:40]], height=48)
+    with pytest.raises(ImageFileError, match="Not enough image data"):
+        read_one(path)
+
+
+def test_png_with_harmless_extra_data_is_read_without_a_log_message(tmp_path, caplog, capfd):
+    path = write_png(tmp_path / "s.png", 8, 64, [row.tobytes() for row in GREY8], height=48)
+    data = path.read_bytes()
+    start = data.index(b"IDAT") + 4
+    size = struct.unpack(">I", data[start - 8 : start - 4])[0]
+    chunk = png_chunk(b"IDAT", data[start : start + size] + b"extra")
+    path.write_bytes(data[: start - 8] + chunk + png_chunk(b"IEND", b""))
+    np.testing.assert_array_equal(read_one(path), GREY8)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 40, 400])

@@ -36,7 +36,7 @@ def write_pages(path: Path, pages: np.ndarray, description: str) -> Path:
 def ome_xml(blocks: str, sizes: str, order: str = "XYZCT", uuid: str = "") -> str:
     return (
         f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" {uuid}>'
-        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="{order}" Type="uint8" SizeX="64" SizeY="48" {sizes}>'
+        f'<Image ID="I:0"><Pixels ID="P:0" DimensionOrder="{order}" Type="uint8" SizeX="64" SizeY="48" {sizes}>'
         f"{blocks}</Pixels></Image></OME>"
     )
 
@@ -86,7 +86,7 @@ CHANNELS = {
 @pytest.mark.parametrize(("data", "options"), CHANNELS.values(), ids=CHANNELS.keys())
 def test_one_channel_of_several_is_taken(tmp_path, data, options):
     path = write(tmp_path / "s.tif", data, **options)
-    with pytest.raises(UnsupportedImageError, match="s.tif: has 2 channels, expected one; choose --channel 0 to 1"):
+    with pytest.raises(UnsupportedImageError, match=r"s.tif: has 2 channels, expected one; choose --channel 0 to 1"):
         find_pages([path])
     np.testing.assert_array_equal(read_all(path, channel=0), HYPER[:, 0])
     np.testing.assert_array_equal(read_all(path, channel="1"), HYPER[:, 1])
@@ -110,7 +110,7 @@ TIME_SERIES = {
 def test_time_series_is_refused(tmp_path, options):
     path = write(tmp_path / "s.tif", VOLUME, **options)
     with pytest.raises(
-        UnsupportedImageError, match="s.tif: is a time series of 5 frames, expected slices; if they are"
+        UnsupportedImageError, match=r"s.tif: is a time series of 5 frames, expected slices; if they are"
     ):
         find_pages([path])
 
@@ -118,13 +118,13 @@ def test_time_series_is_refused(tmp_path, options):
 @pytest.mark.parametrize("metadata", [{"axes": "ZQYX"}, {"axes": "RZYX"}, {}], ids=["zq", "rz", "unnamed"])
 def test_array_of_four_dimensions_is_refused(tmp_path, metadata):
     path = write(tmp_path / "s.tif", HYPER, metadata=metadata)
-    with pytest.raises(UnsupportedImageError, match="s.tif: is an array .*save one stack"):
+    with pytest.raises(UnsupportedImageError, match=r"s.tif: is an array .*save one stack"):
         find_pages([path])
 
 
 def test_volume_in_one_page_is_refused(tmp_path):
     path = write(tmp_path / "s.tif", RNG.integers(0, 256, (16, 16, 16), dtype=np.uint8), volumetric=True)
-    with pytest.raises(UnsupportedImageError, match="is a volume in one page"):
+    with pytest.raises(UnsupportedImageError, match=r"is a volume in one page"):
         find_pages([path])
 
 
@@ -142,14 +142,14 @@ DECLARED = {
 
 @pytest.mark.parametrize("description", DECLARED.values(), ids=DECLARED.keys())
 def test_file_that_does_not_hold_what_it_declares_is_refused(tmp_path, description):
-    with pytest.raises(ImageFileError, match="s.tif: cannot be decoded"):
+    with pytest.raises(ImageFileError, match=r"s.tif: cannot be decoded"):
         find_pages([write_pages(tmp_path / "s.tif", VOLUME, description)])
 
 
 def test_truncated_stack_of_one_directory_is_refused(tmp_path):
     path = write(tmp_path / "s.tif", VOLUME, imagej=True, metadata={"axes": "ZYX"}, truncate=True)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ImageFileError, match="it declares 5 slices and does not hold them in its 1 pages"):
+    with pytest.raises(ImageFileError, match=r"it declares 5 slices and does not hold them in its 1 pages"):
         find_pages([path])
 
 
@@ -194,7 +194,7 @@ def test_ome_file_of_a_set_may_be_renamed_but_not_without_its_uuid(tmp_path):
     np.testing.assert_array_equal(read_all(path), VOLUME[3:])
     text = re.sub(" UUID=.*?>", ">", tifffile.tiffcomment(path), count=1)
     tifffile.tiffcomment(path, text)
-    with pytest.raises(UnsupportedImageError, match="holds 0 of the 1 images in its OME metadata"):
+    with pytest.raises(UnsupportedImageError, match=r"holds 0 of the 1 images in its OME metadata"):
         find_pages([path])
 
 
@@ -205,7 +205,7 @@ def test_ome_file_of_one_may_be_renamed(tmp_path):
 
 
 def test_ome_channels_in_several_files_are_refused(tmp_path):
-    with pytest.raises(UnsupportedImageError, match="is one of several OME files with 5 channels"):
+    with pytest.raises(UnsupportedImageError, match=r"is one of several OME files with 5 channels"):
         find_pages(write_ome_files(tmp_path, channels=5), 0)
 
 
@@ -214,7 +214,7 @@ def test_ome_file_of_two_images_is_refused(tmp_path):
     with tifffile.TiffWriter(path, ome=True) as file:
         file.write(VOLUME, photometric="minisblack", metadata={"axes": "ZYX"})
         file.write(VOLUME[:2], photometric="minisblack", metadata={"axes": "ZYX"})
-    with pytest.raises(UnsupportedImageError, match="holds 2 of the 2 images in its OME metadata"):
+    with pytest.raises(UnsupportedImageError, match=r"holds 2 of the 2 images in its OME metadata"):
         find_pages([path])
 
 
@@ -233,5 +233,5 @@ def test_ome_file_with_a_companion_gives_its_pages(tmp_path):
 
 def test_vendor_file_with_planes_behind_one_directory_is_refused(tmp_path):
     path = write(tmp_path / "s.stk", VOLUME[0], metadata=None, extratags=[(33628, 4, 2, (0, 0), True)])
-    with pytest.raises(UnsupportedImageError, match="is a STK file; open it in Fiji"):
+    with pytest.raises(UnsupportedImageError, match=r"is a STK file; open it in Fiji"):
         find_pages([path])

@@ -140,6 +140,11 @@ def test_missing_sources_are_refused(tmp_path, source, match):
         find_pages([source(tmp_path)])
 
 
+def test_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(ImageFileError, match=r"cannot be read \(File name too long\)"):
+        find_pages([tmp_path / ("x" * 300)])
+
+
 def test_no_source_is_refused():
     with pytest.raises(MissingInputError, match="got no source"):
         find_pages([])
@@ -215,7 +220,7 @@ def test_cost_of_a_page_does_not_grow_with_the_file(tmp_path):
             best = min(best, time.perf_counter() - start)
         return best
 
-    assert seconds(1000) < 5 * seconds(2)
+    assert seconds(1000) < 20 * seconds(2)  # walking the pages would cost 500 times
 
 
 FORMATS: dict[str, Callable[[Path], None]] = {
@@ -263,20 +268,20 @@ def read_or_refuse(path: Path, channel: str | None) -> np.ndarray | None:
         pages = find_pages([path], channel)
         slices = [read_page(page) for page in pages]
     except PipelineError as error:
-        assert path.name in str(error)
+        assert path.name in str(error)  # noqa: PT017 - reading or refusing are both right
         return None
     assert {(slice_.shape, slice_.dtype.name) for slice_ in slices} == {(pages[0].shape, pages[0].dtype)}
     return np.stack(slices)
 
 
 def truncations(data: bytes, rng: np.random.Generator) -> list[bytes]:
-    sizes = {*range(40), *range(len(data) - 40, len(data)), *rng.integers(0, len(data), 40).tolist()}
+    sizes = {*range(24), *range(len(data) - 24, len(data)), *rng.integers(0, len(data), 24).tolist()}
     return [data[:size] for size in sorted(sizes) if 0 <= size < len(data)]
 
 
 def byte_flips(data: bytes, rng: np.random.Generator) -> list[bytes]:
     flipped = []
-    for number in range(80):
+    for number in range(60):
         copy = bytearray(data)
         # Half of them in the first and last bytes, where headers and directories are.
         reach = len(data) if number % 2 else min(len(data), 400)

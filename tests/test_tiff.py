@@ -164,16 +164,16 @@ def test_alpha_of_grey_is_ignored_only_where_it_is_opaque(tmp_path):
     options = {"extrasamples": ["unassalpha"], "planarconfig": "contig"}
     np.testing.assert_array_equal(read_one(write(tmp_path / "s.tif", data, **options)), GREY8)
     data[0, 0, 1] = 254
-    with pytest.raises(UnsupportedImageError, match="has transparent pixels; flatten it"):
+    with pytest.raises(UnsupportedImageError, match=r"has transparent pixels; flatten it"):
         read_one(write(tmp_path / "s.tif", data, **options))
 
 
 def test_samples_without_a_meaning_are_channels(tmp_path):
     data = RNG.integers(0, 256, (5, 48, 64), dtype=np.uint8)
     path = write(tmp_path / "s.tif", data, planarconfig="separate")
-    with pytest.raises(UnsupportedImageError, match="has 5 channels, expected one; choose --channel 0 to 4"):
+    with pytest.raises(UnsupportedImageError, match=r"has 5 channels, expected one; choose --channel 0 to 4"):
         find_pages([path])
-    with pytest.raises(UnsupportedImageError, match="got --channel luminance, the image has --channel 0 to 4"):
+    with pytest.raises(UnsupportedImageError, match=r"got --channel luminance, the image has --channel 0 to 4"):
         find_pages([path], "luminance")
     np.testing.assert_array_equal(read_one(path, 3), data[3])
 
@@ -193,7 +193,7 @@ REFUSED = {
 @pytest.mark.parametrize(("dtype", "found"), REFUSED.values(), ids=REFUSED.keys())
 def test_pixels_that_are_not_8_or_16_bit_integers_are_refused(tmp_path, dtype, found):
     path = write(tmp_path / "s.tif", GREY8.astype(dtype))
-    with pytest.raises(UnsupportedImageError, match=f"s.tif: has pixels of type {found}.*Image > Type > 16-bit"):
+    with pytest.raises(UnsupportedImageError, match=rf"s.tif: has pixels of type {found}.*Image > Type > 16-bit"):
         find_pages([path])
 
 
@@ -239,7 +239,7 @@ def test_hole_among_strips_is_refused(tmp_path):
     with tifffile.TiffFile(path) as file:
         offsets = file.pages[0].dataoffsets
     overwrite(path, 273, (*offsets[:2], 0, *offsets[3:]))
-    with pytest.raises(ImageFileError, match="1 of 6 strips or tiles are missing"):
+    with pytest.raises(ImageFileError, match=r"1 of 6 strips or tiles are missing"):
         find_pages([path])
 
 
@@ -248,7 +248,7 @@ def test_jpeg_segment_without_an_end_is_refused(tmp_path):
     with tifffile.TiffFile(path) as file:
         (size,) = file.pages[0].databytecounts
     overwrite(path, 279, size // 2)
-    with pytest.raises(ImageFileError, match="has no end"):
+    with pytest.raises(ImageFileError, match=r"has no end"):
         read_one(path)
 
 
@@ -278,7 +278,7 @@ def test_broken_chain_of_pages_is_refused(tmp_path, target):
         link = page.offset + 2 + 12 * len(page.tags)
         struct.pack_into("<I", data, link, len(data) + 8 if target == "outside" else file.pages[1].offset)
     path.write_bytes(data)
-    with pytest.raises(ImageFileError, match="s.tif: cannot be decoded .*the link after page 3 leads to byte"):
+    with pytest.raises(ImageFileError, match=r"s.tif: cannot be decoded .*the link after page 3 leads to byte"):
         find_pages([path])
 
 
@@ -288,7 +288,7 @@ def test_lost_tag_is_an_error_and_not_a_log_message(tmp_path, caplog, capfd):
     with tifffile.TiffFile(path) as file:
         struct.pack_into("<I", data, file.pages[0].tags[270].offset + 8, 10**6)
     path.write_bytes(data)
-    with pytest.raises(ImageFileError, match="TiffTag 270"):
+    with pytest.raises(ImageFileError, match=r"TiffTag 270"):
         find_pages([path])
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
@@ -302,5 +302,5 @@ def test_log_of_other_users_of_tifffile_is_left_alone(caplog):
 def test_zero_pages_are_refused(tmp_path):
     path = tmp_path / "s.tif"
     path.write_bytes(b"II*\0\0\0\0\0")
-    with pytest.raises(ImageFileError, match="s.tif: cannot be decoded"):
+    with pytest.raises(ImageFileError, match=r"s.tif: cannot be decoded"):
         find_pages([path])

@@ -1,0 +1,44 @@
+"""Small volumes for the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import RunConfig
+from pipeline.volume import Volume
+
+MAPPING = {"vessel": 255, "vessel_above": None, "unlabelled": None}
+
+
+def textured(rng: np.random.Generator, shape: tuple[int, int], dtype: str = "uint8") -> NDArray[np.integer]:
+    """Bright tissue with dark blobs whose contrast changes from place to place."""
+    top = int(np.iinfo(dtype).max)
+    coarse = rng.random((shape[0] // 16 + 1, shape[1] // 16 + 1)) < 0.2
+    blobs = np.kron(coarse, np.ones((16, 16)))[: shape[0], : shape[1]]
+    shade = np.linspace(0.5, 1.0, shape[1])
+    return (top * (0.8 - 0.5 * blobs * shade + 0.05 * rng.standard_normal(shape))).clip(0, top).astype(dtype)
+
+
+def build_volume(path: Path, shape: tuple[int, int, int], dtype: str = "uint8", absent: tuple[int, ...] = ()) -> Volume:
+    """Volume with a truth on its even slices, part of which is not annotated."""
+    rng = np.random.default_rng(7)
+    volume = Volume.create(path, shape, dtype)
+    truth, ledger = volume.create_truth("groundtruth", MAPPING)
+    for z in range(shape[0]):
+        image = textured(rng, shape[1:], dtype)
+        traced = rng.choice(np.array([0, 127, 255], np.uint8), shape[1:])
+        if z not in absent:
+            volume.slices.record(z, volume.image.write_slice(z, image, volume.staging), f"{z}.png", 0)
+        if z % 2 == 0 and z not in absent:
+            ledger.record(z, truth.write_slice(z, traced, volume.staging), f"{z}.png", 0)
+    volume.publish_label("groundtruth")
+    volume.staging.rmdir()
+    return volume
+
+
+def run_config(volume: Volume, name: str = "otsu", **options: object) -> RunConfig:
+    """Configuration of a run against the builder's truth."""
+    return RunConfig.model_validate({"volume": volume.path, "name": name, "truth": "groundtruth", **options})

@@ -1,0 +1,65 @@
+"""One run from start to end: what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from pipeline.errors import LockedError, SchedulerError
+from pipeline.runs import run
+from pipeline.tables import RunTables, run_names
+from pipeline.volume import beside
+from tests.builders import build_volume, run_config
+
+
+def test_run_leaves_only_zarr_inside_and_no_staging_beside(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    run(run_config(volume))
+    foreign = [
+        path.relative_to(volume.path)
+        for path in volume.path.rglob("*")
+        if path.is_file() and path.name != "zarr.json" and "c" not in path.relative_to(volume.path).parts
+    ]
+    assert foreign == []
+    assert {path.suffix for path in tmp_path.iterdir()} == {".zarr", ".lock"}
+
+
+def test_attempts_are_appended_with_who_and_what(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    run(run_config(volume, region="z=0:1"))
+    run(run_config(volume))
+    first, second = RunTables(volume, "otsu").attempts()
+    assert first["region"] == "z=0:1,y=0:64,x=0:64"
+    assert (first["ending"], second["ending"]) == ("finished", "finished")
+    assert set(first["packages"]) >= {"kesm-pipeline", "zarr", "numpy", "python"}
+    assert {"host", "user", "command", "started", "ended"} <= set(first)
+
+
+def test_second_run_of_a_name_is_refused_and_another_name_is_not(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
+    with FileLock(beside(volume.path, "otsu.lock")):
+        with pytest.raises(LockedError, match="run 'otsu' is being worked on by another process"):
+            run(run_config(volume))
+        assert run(run_config(volume, "other")).tiles.done == 1
+
+
+def test_remains_of_a_dead_run_are_swept(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
+    volume.create_mask("otsu")  # died before its tables were there
+    left = beside(volume.path, "staging") / "otsu" / "half"
+    left.mkdir(parents=True)
+    assert "otsu" not in volume.labels()
+    assert run(run_config(volume)).tiles.done == 1
+    assert "otsu" in volume.labels()
+    assert not beside(volume.path, "staging").exists()
+
+
+def test_run_that_cannot_start_creates_nothing(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SchedulerError, match="no Dask scheduler answers"):
+        run(run_config(volume, cluster={"engine": "address", "address": "tcp://127.0.0.1:1"}))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run_names(volume) == []
