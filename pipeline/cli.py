@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,10 +21,10 @@ import typer
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.ingest import Ingested
+    from pipeline.plan import Plan
 
 app = typer.Typer(
     help="Segment, validate and store Knife-Edge Scanning Microscopy volumes: exact, in one pass, in bounded memory.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -32,9 +33,12 @@ app = typer.Typer(
 
 EXIT_UNEXPECTED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
+# What typer raises for an unknown option or command: click's own class, or that of its copy inside newer versions.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Target = Annotated[Path, typer.Argument(metavar="CONFIG|VOLUME", help="A YAML configuration, or a volume.")]
-Threads = Annotated[int | None, typer.Option(help="Threads to use; default one for each CPU.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; default one for each CPU.")]
 
 
 class Terminated(BaseException):
@@ -48,8 +52,20 @@ def main() -> NoReturn:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
-    app()
-    raise SystemExit(0)
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="kesm", standalone_mode=False)
+    except UsageError as error:
+        say(f"error: {usage_problem(error)}")
+        code = EXIT_INPUT
+    raise SystemExit(code or 0)
+
+
+def usage_problem(error: Exception) -> str:
+    """What is wrong with the words of a command line, in one line, and where the right ones are listed."""
+    context: Any = getattr(error, "ctx", None)
+    message = " ".join(str(getattr(error, "format_message", error.__str__)()).split()).rstrip(".")
+    see = f"see `{context.command_path if context else 'kesm'} --help`"
+    return f"{message} {see.capitalize()}" if message.endswith("?") else f"{message}; {see}"
 
 
 @app.command()
@@ -94,6 +110,7 @@ def ingest(
 ) -> None:
     """Store image slices, or an expert's truth, as OME-Zarr."""
     with answering():
+        from pipeline.errors import ConfigError
         from pipeline.execute import ThreadRunner
         from pipeline.ingest import LabelOptions, ingest_image, ingest_label, ingest_threads
         from pipeline.plan import available_cpus
@@ -103,6 +120,8 @@ def ingest(
         size = parse_voxel_size(voxel_size)
         check_ingest_options(label, {"--start-z": start_z, "--vessel-above": vessel_above, "--unlabelled": unlabelled})
         check_ingest_options(None if label else "image", {"--append": append or None, "--voxel-size": voxel_size})
+        if vessel_above is not None and not isfinite(vessel_above):
+            raise ConfigError(f"--vessel-above: got {vessel_above}, expected a grey level such as 127")
         pages = find_pages(slices, channel)
         each = pages[0].shape[0] * pages[0].shape[1] * (2 if pages[0].dtype == "uint16" else 1)
         workers = ingest_threads(pages[0], threads or available_cpus())
@@ -147,7 +166,7 @@ def run(
             with Meter(f"run {plan.name}", total=plan.blocks.size) as meter:
                 summary = run_plan(plan, config.cluster, meter)
         except (KeyboardInterrupt, Terminated):
-            say(stopped(plan.volume, plan.name, plan.truth))
+            say(stopped(plan))
             raise
         if as_json:
             print(json.dumps(summary.document()))
@@ -248,7 +267,7 @@ def check_ingest_options(allowed: str | None, options: dict[str, Any]) -> None:
     given = [option for option, value in options.items() if value is not None]
     if given and allowed is None:
         other = "only with --label NAME" if "--start-z" in options else "only without --label"
-        raise ConfigError(f"{', '.join(given)}: {other}")
+        raise ConfigError(f"{', '.join(given)}: {other}; leave it out")
 
 
 def show_ingested(done: Ingested, as_json: bool) -> None:
@@ -265,21 +284,22 @@ def show_ingested(done: Ingested, as_json: bool) -> None:
         )  # fmt: skip
         return
     what = f"label {done.label}" if done.label else "image"
-    print(f"{what}: {len(done.slices)} slices, {first} to {last}, {done.placed}, in {done.volume}")
+    count = f"{len(done.slices)} slices, {first} to {last}" if last > first else f"slice {first}"
+    print(f"{what}: {count}, {done.placed}, in {done.volume}")
     if done.label is None:
         print(f"next: kesm run {done.volume}")
     else:
         print(f"next: kesm run {done.volume} --truth {done.label}")
 
 
-def stopped(volume: Path, name: str, truth: str | None) -> str:
+def stopped(plan: Plan) -> str:
     """What an interrupted run has done."""
     from pipeline.errors import PipelineError
     from pipeline.report import summarise
     from pipeline.volume import Volume
 
     try:
-        tiles = summarise(Volume(volume), name, truth).tiles
+        tiles = summarise(Volume(plan.volume), plan.name, plan.truth, plan.region).tiles
     except PipelineError:
         return "stopped before anything was written"
     return f"stopped: {tiles.done:,} of {tiles.total:,} tiles are done and kept; give the same command to go on"

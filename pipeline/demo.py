@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Demo:
         return self.folder / "overlay.png"
 
 
-def run_demo(folder: Path, meter: Callable[[str], Observer]) -> Summary:
+def run_demo(folder: Path, meter: Callable[[str], AbstractContextManager[Observer]]) -> Summary:
     """Write a phantom as PNG slices, ingest it with its truth, run the default recipe, and draw one slice.
 
     Goes on where an earlier one has stopped.
@@ -64,7 +65,7 @@ def run_demo(folder: Path, meter: Callable[[str], Observer]) -> Summary:
     ----------
     folder : Path
     meter : callable
-        Gives the observer of a step, by the name of the step.
+        Gives, by the name of a step, a context in which the step is observed.
 
     Raises
     ------
@@ -76,13 +77,16 @@ def run_demo(folder: Path, meter: Callable[[str], Observer]) -> Summary:
         raise ExistsError(f"{demo.volume}: is another volume; name another folder: kesm demo DIR")
     threads = available_cpus()
     if not demo.volume.exists():
-        write_slices(demo, phantom, ThreadRunner(threads, meter("phantom")))
-        pages = find_pages([demo.slices])
-        ingest_image(pages, demo.volume, ThreadRunner(threads, meter("image")), VOXEL_SIZE_UM)
+        with meter("phantom") as observer:
+            write_slices(demo, phantom, ThreadRunner(threads, observer))
+        with meter("image") as observer:
+            ingest_image(find_pages([demo.slices]), demo.volume, ThreadRunner(threads, observer), VOXEL_SIZE_UM)
     if TRUTH not in Volume(demo.volume).labels():
         options = LabelOptions(TRUTH, unlabelled=TRUTH_UNLABELLED)
-        ingest_label(find_pages([demo.traced]), demo.volume, ThreadRunner(threads, meter("truth")), options)
-    summary = run(RunConfig(volume=demo.volume, truth=TRUTH), meter("run"))
+        with meter("truth") as observer:
+            ingest_label(find_pages([demo.traced]), demo.volume, ThreadRunner(threads, observer), options)
+    with meter("run") as observer:
+        summary = run(RunConfig(volume=demo.volume, truth=TRUTH), observer)
     draw_overlay(demo, summary.name)
     return summary
 

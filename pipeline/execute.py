@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import dask
 import dask.array as da
@@ -29,7 +29,7 @@ from pipeline.segment import Column, Job, build_pyramid, run_block, stale_pyrami
 from pipeline.store import ShardedArray, set_codec_threads
 from pipeline.tables import RunTables
 
-Client = distributed.Client
+Client: TypeAlias = distributed.Client
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ShapeMismatchError
+from pipeline.errors import ConfigError, ShapeMismatchError, UnsupportedImageError
 from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_VESSEL
 
 CYAN, MAGENTA, YELLOW, BLACK = (0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0)
@@ -38,11 +38,17 @@ def overlay(
     ------
     ShapeMismatchError
         If the shapes differ.
+    UnsupportedImageError, ConfigError
+        If the image is not uint8, or alpha not 0 to 1.
     """
     if not image.shape == truth.shape == mask.shape:
         raise ShapeMismatchError(
             f"overlay: got shapes {image.shape}, {truth.shape} and {mask.shape}; they must be equal"
         )
+    if image.dtype != np.uint8:
+        raise UnsupportedImageError(f"overlay: got an image of {image.dtype}, expected uint8; scale it to 0 to 255")
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"overlay: got alpha {alpha}, expected a weight of the image from 0 to 1")
     vessel, marked = truth == TRUTH_VESSEL, mask != 0
     annotated = vessel | (truth == TRUTH_BACKGROUND)
     colours = np.empty((*image.shape, 3))

@@ -22,10 +22,11 @@ from pipeline.config import check_name
 from pipeline.errors import ConfigError, ExistsError, LabelValueError, MissingInputError, ShapeMismatchError
 from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL
 from pipeline.ome import VoxelSize
+from pipeline.pyramid import Pyramid
 from pipeline.stack import Page, read_page
 from pipeline.store import disk_errors
 from pipeline.tables import RunTables, run_names
-from pipeline.volume import Ledger, Pyramid, Volume, beside, publish
+from pipeline.volume import Ledger, Volume, beside, locked, publish
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -80,6 +81,13 @@ class Mapping:
             stored[values == self.unlabelled] = TRUTH_UNLABELLED
         return stored
 
+    def __str__(self) -> str:
+        """What the values mean, in words."""
+        above = f"vessel above {self.vessel_above:g}"
+        value = "any one value but 0 vessel" if self.vessel is None else f"0 background, {self.vessel} vessel"
+        unlabelled = "" if self.unlabelled is None else f", {self.unlabelled} not annotated"
+        return (value if self.vessel_above is None else above) + unlabelled
+
     def document(self) -> dict[str, Any]:
         """The mapping as plain values."""
         return {"vessel": self.vessel, "vessel_above": self.vessel_above, "unlabelled": self.unlabelled}
@@ -103,7 +111,7 @@ def ingest_image(
         return _append(pages, Volume(path), runner, voxel_size_um)
     if path.exists():
         raise ExistsError(f"{path}: exists already; add slices with --append, or choose another --volume")
-    with _staging(path, "ingest") as staging, disk_errors(path):
+    with _claimed(path), _staging(path, "ingest") as staging, disk_errors(path):
         built = staging / path.name
         window = (0, 255) if pages[0].dtype == "uint8" else _window(pages, runner)
         volume = Volume.create(built, (len(pages), *pages[0].shape), pages[0].dtype, voxel_size_um, window)
@@ -159,13 +167,13 @@ def ingest_label(pages: Sequence[Page], path: Path, runner: Runner, label: Label
     check_name(label.name, "--label")
     _check_fits(pages[0], volume)
     slices, placed = place(pages, volume, label.start_z)
-    known = volume.labels().get(label.name)
-    if (known is not None and known.kind != "truth") or label.name in run_names(volume):
-        raise ExistsError(f"--label: {label.name!r} is the mask of a run of {path}; choose another name")
-    values = _distinct(runner(_page_values, pages))
-    stored = Mapping(**known.mapping) if known else None
-    mapping = decide_mapping(values, label, stored)
     with volume.lock(), _staging(path, "label") as staging, disk_errors(path):
+        known = volume.labels().get(label.name)
+        if (known is not None and known.kind != "truth") or label.name in run_names(volume):
+            raise ExistsError(f"--label: {label.name!r} is the mask of a run of {path}; choose another name")
+        values = _distinct(runner(_page_values, pages))
+        stored = Mapping(**known.mapping) if known else None
+        mapping = decide_mapping(values, label, stored)
         if known is None:
             volume.remove_truth(label.name)  # of a process that died here
         try:
@@ -222,21 +230,24 @@ def place(pages: Sequence[Page], volume: Volume, start_z: int | None) -> tuple[l
             )
         return slices, f"from slice {start_z} on"
     sources = {z: volume.slices.source(z) or "" for z in present}
+    strangers: set[str] = set()
     for rule, key in (("by file name", _stem), ("by the number in the file name", _number)):
         by_key = {key(source): z for z, source in sources.items()}
         keys = [key(page.name) for page in pages]
-        if (
-            None not in by_key
-            and len(by_key) == len(sources)
-            and len(set(keys)) == len(keys)
-            and set(keys) <= set(by_key)
-        ):
+        if None in by_key or None in keys or len(by_key) < len(sources) or len(set(keys)) < len(keys):
+            continue
+        if set(keys) <= set(by_key):
             return [by_key[name] for name in keys], rule
-    if len(pages) == len(present):
+        # By order, a file could come to a slice that its name contradicts; pages have numbers of their own.
+        numbered = key is _number and not any("#" in name for name in (*sources.values(), pages[0].name))
+        if numbered or set(keys) & set(by_key):
+            strangers |= {page.name for page, name in zip(pages, keys, strict=True) if name not in by_key}
+    if len(pages) == len(present) and not strangers:
         return present, "in natural order"
     raise MissingInputError(
-        f"{pages[0].name}: cannot be placed: neither names nor numbers of the {len(pages)} files match those of the "
-        f"{len(present)} slices of {volume.path} ({sources[present[0]]}, ...); give the first slice with --start-z"
+        f"{min(strangers) if strangers else pages[0].name}: cannot be placed: its name and number are those of none of "
+        f"the {len(present)} slices of {volume.path} ({sources[present[0]]} to {sources[present[-1]]}); leave it out, "
+        "or give the slice of the first file with --start-z"
     )
 
 
@@ -253,8 +264,8 @@ def decide_mapping(values: Sequence[int], label: LabelOptions, stored: Mapping |
         given = {key: value for key, value in asked.document().items() if value is not None}
         if any(getattr(stored, key) != value for key, value in given.items()):
             raise LabelValueError(
-                f"--label {label.name}: its values mean {stored.document()} since its first file, got {given}; "
-                "leave these options out, or ingest under another name"
+                f"--label {label.name}: its first files were read as {stored}, got {asked}; leave the options out, or "
+                "ingest under another name"
             )
         asked = Mapping(None, stored.vessel_above, stored.unlabelled)
     if asked.vessel_above is not None:
@@ -263,10 +274,14 @@ def decide_mapping(values: Sequence[int], label: LabelOptions, stored: Mapping |
     vessel = stored.vessel if stored is not None else None
     if len(others) > 1 or (vessel is not None and others not in ([], [vessel])):
         listed = ", ".join(map(str, values[:LISTED_VALUES])) + (", ..." if len(values) > LISTED_VALUES else "")
-        wanted = "0 and one other value" if vessel is None else f"0 and {vessel}, as in its first files"
+        if stored is None:
+            raise LabelValueError(
+                f"--label {label.name}: its files hold {len(values)} values ({listed}), expected 0 and one other; "
+                "say which are vessel with --vessel-above LEVEL, and what nobody annotated with --unlabelled VALUE"
+            )
         raise LabelValueError(
-            f"--label {label.name}: its files hold {len(values)} values ({listed}), expected {wanted}; say which are "
-            "vessel with --vessel-above LEVEL, and what nobody annotated with --unlabelled VALUE"
+            f"--label {label.name}: these files hold {len(values)} values ({listed}), its first files were read as "
+            f"{stored}; convert these, or ingest under another name"
         )
     return Mapping(others[0] if others else vessel, None, asked.unlabelled)
 
@@ -368,12 +383,24 @@ def _ingested(
 
 
 @contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Be the only process that makes a volume; where none is made, its lock file goes too."""
+    if not path.parent.is_dir():
+        raise MissingInputError(f"{path.parent}: no such folder; make it first, or choose another --volume")
+    lock = beside(path, "lock")
+    with locked(lock, f"{path}: another process is making it"):
+        try:
+            yield
+        finally:
+            if not path.exists():
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
 def _staging(path: Path, what: str) -> Iterator[Path]:
     """Folder beside a volume for what is being written; swept before and after."""
     staging = beside(path, "staging") / what
     with disk_errors(path):
-        if not path.parent.is_dir():
-            raise MissingInputError(f"{path.parent}: no such folder; make it first, or choose another --volume")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     try:

@@ -179,15 +179,17 @@ def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> 
 def task_bytes(volume: Volume, recipe: Recipe, threads: int, block: Triple) -> int:
     """Planned peak memory of one task on a block of this shape.
 
-    Image with its halo, truth, mask, the pyramid (a third of the mask), the tile tables, and the codec's shards.
+    A strip (one row of shards) of image with its halo, truth and mask; the upper levels of the mask, which are a third
+    of it; the tile tables, and the codec's shards.
     """
     _, halo_y, halo_x = recipe.halo
     _, height, width = block
-    window = recipe.denoise.window[0] * (height + 2 * halo_y) * (width + 2 * halo_x) * volume.dtype.itemsize
+    strip = min(height, SHARD[1])
+    window = recipe.denoise.window[0] * (strip + 2 * halo_y) * (width + 2 * halo_x) * volume.dtype.itemsize
     tiles = Grids.of(volume.shape, recipe.tile, block).block_tiles((0, 0, 0)).size
     tables = tiles * 3 * 256 * 4 * 3 + 3 * (int(np.iinfo(volume.dtype).max) + 1) * 4
-    shard = SHARD[1] * SHARD[2] * volume.dtype.itemsize
-    return window + height * width * 7 // 3 + tables + CODEC_SHARDS * shard * max(2, threads) // threads
+    shards = CODEC_SHARDS * SHARD[1] * SHARD[2] * volume.dtype.itemsize * max(2, threads) // threads
+    return window + 2 * strip * width + height * width // 3 + tables + shards
 
 
 def _existing_block(volume: Volume, name: str, recipe: Recipe) -> Triple | None:

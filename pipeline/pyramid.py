@@ -1,4 +1,4 @@
-"""The levels of one slice: each half the size of the one before, in the plane only.
+"""Images and labels with their levels: each half the size of the one before, in the plane only.
 
 An image keeps its mean; a label keeps its vessels, because a capillary one voxel wide must not vanish when a person
 zooms out.
@@ -6,19 +6,115 @@ zooms out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pipeline.geometry import ceil_div
+from pipeline.geometry import Box, Triple, ceil_div
+from pipeline.store import ShardedArray
 
 Plane = NDArray[Any]
 Reduce = Callable[[Plane, Plane], None]
 
 TOP_SIDE = 512  # the last level fits into one tile
+
+
+class Pyramid:
+    """An image or label with its levels, written slice by slice."""
+
+    def __init__(self, path: Path, levels: int, reduce: Reduce) -> None:
+        self.path = path
+        self.reduction = reduce
+        self._count = levels
+
+    @classmethod
+    def create(cls, path: Path, shape: Triple, dtype: str, fill: int, reduce: Reduce) -> Pyramid:
+        """Create all levels, empty."""
+        shapes = level_shapes(shape[1:])
+        for level, (height, width) in enumerate(shapes):
+            ShardedArray.create(path / str(level), (shape[0], height, width), dtype, fill)
+        return cls(path, len(shapes), reduce)
+
+    @cached_property
+    def levels(self) -> list[ShardedArray]:
+        """Arrays of all levels, finest first."""
+        return [self.full, *(ShardedArray(self.path / str(level)) for level in range(1, self._count))]
+
+    @cached_property
+    def full(self) -> ShardedArray:
+        """Array of level 0."""
+        return ShardedArray(self.path / "0")
+
+    def writer(self, z: int, staging: Path) -> SliceWriter:
+        """Return what writes one slice strip by strip."""
+        return SliceWriter(self, z, staging)
+
+    def write_slice(self, z: int, plane: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
+        """Write one whole slice, (y, x), and its levels; return the digests of its shards, (y, x) of the shard grid."""
+        writer = self.writer(z, staging)
+        writer.write(_slice_box(z, plane), plane[None])
+        writer.write_levels()
+        digests: NDArray[np.uint64] = writer.digests()[0]
+        return digests
+
+    def rebuild_levels(self, z: int, staging: Path) -> None:
+        """Write levels 1, 2, ... of a slice from its stored level 0, which is read one row of shards at a time."""
+        writer = self.writer(z, staging)
+        _, height, width = self.full.shape
+        rows = self.full.shards.step[1]
+        for top in range(0, height, rows):
+            strip = Box((z, top, 0), (z + 1, min(top + rows, height), width))
+            writer.reduce(strip, self.full.read(strip))
+        writer.write_levels()
+
+    def resize(self, slices: int) -> None:
+        """Change the number of slices of every level: level 0, whose shape is the volume's, last."""
+        for array in reversed(self.levels):
+            array.resize(slices)
+
+
+class SliceWriter:
+    """Writes one slice of a pyramid in strips from top to bottom, each of whole rows of shards; then its levels."""
+
+    def __init__(self, pyramid: Pyramid, z: int, staging: Path) -> None:
+        self._pyramid, self._z, self._staging = pyramid, z, staging
+        self._digests: list[NDArray[np.uint64]] = []
+        self._first: NDArray[Any] | None = None
+
+    def write(self, strip: Box, values: NDArray[Any]) -> None:
+        """Write the voxels of a strip, (1, y, x)."""
+        full = self._pyramid.full
+        full.write(strip, values, self._staging)
+        self._digests.append(full.digests(strip, values))
+        if strip.shape[2] == full.shape[2]:
+            self.reduce(strip, values)
+
+    def reduce(self, strip: Box, values: NDArray[Any]) -> None:
+        """Take a strip into level 1."""
+        if len(self._pyramid.levels) == 1:
+            return
+        if self._first is None:
+            self._first = np.empty(self._pyramid.levels[1].shape[1:], values.dtype)
+        top, bottom = strip.start[1] // 2, (strip.stop[1] + 1) // 2
+        self._pyramid.reduction(values[0], self._first[top:bottom])
+
+    def write_levels(self) -> None:
+        """Write levels 1, 2, ..., once all strips are in."""
+        if self._first is None:
+            return
+        planes = itertools.chain([self._first], reduced_levels(self._first, self._pyramid.reduction))
+        for array, plane in zip(self._pyramid.levels[1:], planes, strict=True):
+            array.write(_slice_box(self._z, plane), plane[None], self._staging)
+
+    def digests(self) -> NDArray[np.uint64]:
+        """Digests of the shards that were written, (1, y, x) of the shard grid."""
+        return np.concatenate(self._digests, axis=1)
 
 
 def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
@@ -95,3 +191,7 @@ def reduce_label(plane: Plane, out: Plane) -> None:
             some = upper[width - 1] | lower[width - 1]
             every = upper[width - 1] & lower[width - 1]
             out[row, out.shape[1] - 1] = np.uint8(255) if some & np.uint8(128) else every
+
+
+def _slice_box(z: int, plane: NDArray[Any]) -> Box:
+    return Box((z, 0, 0), (z + 1, plane.shape[0], plane.shape[1]))

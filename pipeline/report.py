@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.confusion import Counts, Scores, mean_scores, score_parts, scores
+from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
 from pipeline.tables import RunTables, Status, run_names
 from pipeline.volume import Volume
@@ -89,7 +90,7 @@ def summarise(volume: Volume, name: str, truth: str | None, region: Box | None =
     Raises
     ------
     MissingInputError
-        If there is no such run.
+        If there is no such run, or it was not compared with this truth.
     """
     tables = RunTables(volume, name)
     tiles = tables.grids.tiles.cover(region or Box.whole(volume.shape))
@@ -97,6 +98,12 @@ def summarise(volume: Volume, name: str, truth: str | None, region: Box | None =
     status = tables.status.read(cells)
     counts, macro, compared = None, None, status == Status.DONE
     if truth is not None:
+        if truth not in tables.truths():
+            known = ", ".join(tables.truths()) or "none yet"
+            raise MissingInputError(
+                f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
+                f"compare it with `kesm run {volume.path} --truth {truth} --name {name}`"
+            )
         truth_tables = tables.truth(truth)
         # A mask that was compared with another truth only is done, but not yet for this one.
         compared &= truth_tables.counts_key.read(cells) != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import shutil
 import sys
@@ -129,9 +130,16 @@ def _attempt(plan: Plan, started: datetime, ending: str) -> dict[str, Any]:
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "ending": ending,
         "host": platform.node(),
-        "user": getpass.getuser(),
+        "user": _user(),
         "command": sys.argv,
         "region": str(plan.region),
         "truth": plan.truth,
         "packages": {name: version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # containers run under numbers that have no name
+        return str(os.getuid())

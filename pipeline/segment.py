@@ -7,14 +7,11 @@ pending, mask, tables, then keys and status done.
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +19,14 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import DamageError, StorageError
 from pipeline.geometry import Box, Triple
-from pipeline.histogram import binarize, counts_above, joint_histogram, rebin
+from pipeline.histogram import counts_above, rebin
 from pipeline.keys import counts_keys, mask_keys
-from pipeline.median import median_tile, pad_tile, reflect
-from pipeline.store import ABSENT, digest_bytes
+from pipeline.median import reflect
+from pipeline.pyramid import Pyramid
+from pipeline.store import ABSENT, SHARD, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
-from pipeline.volume import Ledger, Pyramid, Volume, beside
-
-Array = NDArray[Any]
+from pipeline.tile import Array, TileRule, scratch, segment_tile
+from pipeline.volume import Ledger, Volume, beside
 
 
 class Column(IntEnum):
@@ -63,70 +60,6 @@ class Job:
     def staging(self) -> Path:
         """Folder where this run's shards are written before they are renamed."""
         return beside(self.volume, "staging") / self.name
-
-
-class Scratch(threading.local):
-    """Buffers of one thread, kept from block to block: fresh large ones cost a page fault for every 4096 bytes."""
-
-    def __init__(self) -> None:
-        self._flat: dict[str, Array] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """C-contiguous array with undefined content, valid until the next call with the same name."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        flat = self._flat.get(name)
-        if flat is None or flat.nbytes < size:
-            flat = self._flat[name] = np.empty(size, np.uint8)
-        return np.ndarray(shape, dtype, flat)
-
-
-_scratch = Scratch()
-
-
-@dataclass(frozen=True, slots=True)
-class TileRule:
-    """How a tile becomes a mask: plain values, unpacked from a recipe."""
-
-    window: Triple
-    invert: bool
-    level: Callable[[Array], float]
-
-
-def segment_tile(
-    stack: Array, start: tuple[int, int], truth: Array | None, mask: Array, table: Array, rule: TileRule
-) -> float:
-    """Filter, count, threshold and mask one tile.
-
-    Parameters
-    ----------
-    stack : ndarray
-        (z, y, x) uint8 or uint16: the planes that the filter's window covers, with the tile's halo in the plane unless
-        the tile lies at the volume's edge, where values reflect.
-    start : tuple
-        (y, x) of the tile in the planes.
-    truth : ndarray or None
-        (h, w) uint8: 0 background, 255 vessel, anything else not annotated.
-    mask : ndarray
-        (h, w) uint8; written: 255 vessel, 0 background.
-    table : ndarray
-        (3, levels) uint32; written: joint histogram of filtered grey level by truth.
-    rule : TileRule
-
-    Returns
-    -------
-    float
-        The level; vessels are above it, on the filtered scale.
-    """
-    height, width = mask.shape
-    depth, rows, columns = rule.window
-    padded = _scratch.array("padded", (depth, height + rows - 1, width + columns - 1), stack.dtype)
-    filtered = _scratch.array("filtered", (height, width), stack.dtype)
-    pad_tile(stack, start, rule.window, rule.invert, padded)
-    median_tile(padded, rule.window, filtered)
-    joint_histogram(filtered, truth, table)
-    level = rule.level(table.sum(axis=0, dtype=np.int64))
-    binarize(filtered, level, mask)
-    return level
 
 
 def run_block(job: Job, index: Triple) -> NDArray[np.int64]:
@@ -289,34 +222,55 @@ class _Block:
     def _compute(
         self, planes: list[int], image_digests: Array, truth_digests: Array | None, write_mask: bool
     ) -> _Results:
-        recipe, volume = self.job.recipe, self.handles.volume
-        window, stack = self._read_image(planes, image_digests)
-        truth = self._read_truth(truth_digests)
-        mask = _scratch.array("mask", self.box.shape, np.uint8)
-        rule = TileRule(recipe.denoise.window, recipe.foreground == "dark", recipe.threshold.level)
+        """Work through the block in strips of one row of shards: what a strip has read is in cache when it is used."""
         results = _Results.empty(self.tiles.shape, with_truth=truth_digests is not None)
-        joint = _scratch.array("joint", (3, int(np.iinfo(stack.dtype).max) + 1), np.uint32)
-        for local, tile in zip(np.ndindex(self.tiles.shape), self.tiles, strict=True):
-            _, rows, columns = self.grids.tiles.box(tile).relative_to(self.box.start).slices
-            y, x = (self.box.start[axis] - window.start[axis] for axis in (1, 2))
+        writer = self.handles.mask.writer(self.z, self.job.staging) if write_mask else None
+        for strip in self._strips():
+            window, stack = self._read_image(strip, planes, image_digests)
+            truth = self._read_truth(strip, truth_digests)
+            mask = scratch.array("mask", strip.shape, np.uint8)
+            self._segment(strip, window, stack, truth, mask, results)
+            if writer is not None:
+                writer.write(strip, mask)
+        if writer is not None:
+            results.shard_digest = writer.digests()
+            if self.box.shape[1:] == self.handles.volume.shape[1:]:  # else the levels follow when the slice is whole
+                writer.write_levels()
+                key = digest_bytes(results.shard_digest.tobytes())
+                self.handles.tables.pyramid_key.write((slice(self.z, self.z + 1),), key)
+        return results
+
+    def _strips(self) -> Iterator[Box]:
+        """The block cut into rows of shards."""
+        (z, top, left), (end, bottom, right) = self.box.start, self.box.stop
+        for row in range(top, bottom, SHARD[1]):
+            yield Box((z, row, left), (end, min(row + SHARD[1], bottom), right))
+
+    def _segment(
+        self, strip: Box, window: Box, stack: Array, truth: Array | None, mask: Array, results: _Results
+    ) -> None:
+        """Segment the tiles of a strip into ``mask``, and fill in their part of the tables."""
+        recipe = self.job.recipe
+        rule = TileRule(recipe.denoise.window, recipe.foreground == "dark", recipe.threshold.level)
+        joint = scratch.array("joint", (3, int(np.iinfo(stack.dtype).max) + 1), np.uint32)
+        for tile in self.grids.tiles.cover(strip):
+            box = self.grids.tiles.box(tile)
+            _, rows, columns = box.relative_to(strip.start).slices
+            start = box.start[1] - window.start[1], box.start[2] - window.start[2]
             traced = None if truth is None else truth[0, rows, columns]
-            level = segment_tile(
-                stack, (rows.start + y, columns.start + x), traced, mask[0, rows, columns], joint, rule
-            )
+            level = segment_tile(stack, start, traced, mask[0, rows, columns], joint, rule)
+            local = tile[0] - self.tiles.start[0], tile[1] - self.tiles.start[1], tile[2] - self.tiles.start[2]
             results.threshold[local] = level
             if results.counts is not None and results.histogram is not None:
                 results.counts[local] = counts_above(joint, level)
                 rebin(joint, self._filtered_window(), results.histogram[local])
-        if write_mask:
-            results.shard_digest = self._write_mask(volume, mask)
-        return results
 
-    def _read_image(self, planes: list[int], digests: Array) -> tuple[Box, Array]:
-        """Planes of the filter's window, and the box in the plane that they cover."""
+    def _read_image(self, strip: Box, planes: list[int], digests: Array) -> tuple[Box, Array]:
+        """Planes of the filter's window over a strip, and the box in the plane that they cover."""
         volume = self.handles.volume
         _, halo_y, halo_x = self.job.recipe.halo
-        window = self.box.grow((0, halo_y, halo_x)) & Box.whole(volume.shape)
-        stack = _scratch.array("stack", (len(planes), *window.shape[1:]), volume.dtype)
+        window = strip.grow((0, halo_y, halo_x)) & Box.whole(volume.shape)
+        stack = scratch.array("stack", (len(planes), *window.shape[1:]), volume.dtype)
         centre = len(planes) // 2
         for position, z in enumerate(planes):
             if z in planes[:position]:
@@ -328,22 +282,13 @@ class _Block:
             volume.image.full.read(box, stack[position : position + 1])
         return window, stack
 
-    def _read_truth(self, digests: Array | None) -> Array | None:
-        """Return the truth of the block, or None where nobody annotated the slice."""
+    def _read_truth(self, strip: Box, digests: Array | None) -> Array | None:
+        """Return the truth of a strip, or None where nobody annotated the slice."""
         if self.handles.truth is None or digests is None or not digests.any():
             return None
         array = self.handles.truth[0].full
-        self.handles.volume.check_stored(array, self.box, digests)
-        return array.read(self.box, _scratch.array("truth", self.box.shape, np.uint8))
-
-    def _write_mask(self, volume: Volume, mask: Array) -> Array:
-        label = self.handles.mask
-        if self.box.shape[1:] != volume.shape[1:]:
-            label.full.write(self.box, mask, self.job.staging)
-            return label.full.digests(self.box, mask)
-        digests = label.write_slice(self.z, mask[0], self.job.staging)[None]
-        self.handles.tables.pyramid_key.write((slice(self.z, self.z + 1),), digest_bytes(digests.tobytes()))
-        return digests
+        self.handles.volume.check_stored(array, strip, digests)
+        return array.read(strip, scratch.array("truth", strip.shape, np.uint8))
 
     def _filtered_window(self) -> tuple[int, int]:
         """Grey levels that the stored histograms resolve, on the filtered scale."""

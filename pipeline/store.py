@@ -8,6 +8,7 @@ that could neither be read nor written again.) Tables and documents are small: z
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import threading
 import uuid
@@ -23,7 +24,7 @@ import zarr.buffer.cpu
 import zarrs  # noqa: F401  (registers its codec pipeline; a missing wheel fails here and not in the middle of a run)
 from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import ZstdCodec
-from zarr.errors import GroupNotFoundError
+from zarr.errors import ContainsArrayError, GroupNotFoundError
 
 from pipeline.errors import DamageError, NotAVolumeError, ShapeMismatchError, StorageError
 from pipeline.geometry import Box, Grid, Triple
@@ -65,7 +66,7 @@ class ShardedArray:
         with disk_errors(path):
             zarr.create_array(
                 path, shape=shape, dtype=dtype, chunks=CHUNK, shards=SHARD, fill_value=fill, compressors=CODEC,
-                dimension_names=("z", "y", "x"),
+                dimension_names=("z", "y", "x"), zarr_format=3,
             )  # fmt: skip
         return cls(path)
 
@@ -93,8 +94,8 @@ class ShardedArray:
             buffer = zarr.buffer.cpu.NDBuffer.from_ndarray_like(out)  # type: ignore[arg-type]
             self._array.get_basic_selection(box.slices, out=buffer)
         except Exception as error:  # the pipelines raise OSError, RuntimeError, ValueError, ... for damaged bytes
-            if isinstance(error, OSError) and error.errno in _REASONS:
-                raise StorageError(f"{self.path}: {_REASONS[error.errno]}") from error
+            if reason := _refused(error):
+                raise StorageError(f"{self.path}: {reason}") from error
             raise DamageError(f"{self.path}: {self._damaged(box)} cannot be decoded ({error})") from error
         return out
 
@@ -184,7 +185,9 @@ class Table:
     def create(cls, path: Path, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], fill: float = 0) -> Table:
         """Create an empty table on disk."""
         with disk_errors(path):
-            zarr.create_array(path, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=CODEC)
+            zarr.create_array(
+                path, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=CODEC, zarr_format=3
+            )
         return cls(path)
 
     def read(self, cells: tuple[slice, ...] = ()) -> NDArray[Any]:
@@ -214,7 +217,7 @@ def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
         if (path / "zarr.json").exists():
             zarr.open_group(path, mode="r+").attrs.put(dict(attributes))
         else:
-            zarr.create_group(path, attributes=dict(attributes))
+            zarr.create_group(path, attributes=dict(attributes), zarr_format=3)
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
@@ -223,6 +226,8 @@ def read_document(path: Path) -> dict[str, Any] | None:
         return dict(zarr.open_group(path, mode="r").attrs)
     except (FileNotFoundError, GroupNotFoundError):
         return None
+    except ContainsArrayError as error:
+        raise NotAVolumeError(f"{path}: is a Zarr array; name the folder of the volume that it belongs to") from error
     except Exception as error:  # a foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
         raise NotAVolumeError(f"{path}: its zarr.json cannot be read ({error})") from error
 
@@ -247,9 +252,10 @@ def set_codec_threads(threads: int) -> None:
 
 
 def _open_array(path: Path, pipeline: str) -> Any:
-    # zarr picks the pipeline from a process-wide setting when an array is opened. It is set for that moment only, so
-    # that other zarr code in a user's process keeps its own.
-    with _config_lock, zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline], **_codec}):
+    # zarr picks these from process-wide settings when an array is opened. They are set for that moment only, so that
+    # other zarr code in a user's process keeps its own.
+    ours = {"codec_pipeline.path": PIPELINES[pipeline], "array.write_empty_chunks": False, "array.order": "C", **_codec}
+    with _config_lock, zarr.config.set(ours):
         return zarr.open_array(path, mode="r+")
 
 
@@ -258,17 +264,19 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Say in a user's words what the operating system refused."""
     try:
         yield
-    except OSError as error:
-        reason = _REASONS.get(error.errno or 0)
-        if reason is None:
-            raise
-        raise StorageError(f"{path}: {reason}") from error
-    except RuntimeError as error:  # `zarrs` hands on the text of an operating system error only
-        if "os error" not in str(error).lower() and "no space" not in str(error).lower():
-            raise
-        raise StorageError(
-            f"{path}: cannot be written ({error}); make room or check permissions, then run again"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        if reason := _refused(error):
+            raise StorageError(f"{path}: {reason}") from error
+        raise
+
+
+def _refused(error: Exception) -> str | None:
+    """What the operating system refused, if it did: `zarrs` hands on the text of its error only."""
+    if isinstance(error, OSError):
+        return _REASONS.get(error.errno or 0)
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    unknown = f"the system refused it ({error}); make room or check permissions, then run the same command again"
+    return _REASONS.get(int(number[1]), unknown) if number else None
 
 
 _REASONS = {

@@ -139,6 +139,7 @@ class RunTables:
         """Create the tables of a comparison, if they are not there yet."""
         path = self._path / "truth" / name
         if read_document(path) is None:
+            shutil.rmtree(path, ignore_errors=True)  # of a process that died here
             cells, chunk = self.grids.tiles.cells, _chunk(self.grids, self.grids.tiles)
             Table.create(path / "counts", (*cells, 4), "int64", (*chunk, 4))
             Table.create(path / "counts_key", cells, "uint64", chunk)

@@ -19,6 +19,11 @@ from pipeline.report import Summary
 PLAIN_EVERY_S = 5.0
 
 
+def make_console(stream: TextIO | None = None) -> Console:
+    """Console that prints what it is given: ``brain[old].zarr`` is a path, and no markup."""
+    return Console(file=stream, highlight=False, markup=False, emoji=False)
+
+
 class Meter:
     """Follows the events of a job: a bar on a terminal, a line every few seconds elsewhere.
 
@@ -35,7 +40,7 @@ class Meter:
     """
 
     def __init__(self, what: str, total: int | None = None, unit_bytes: int = 0, stream: TextIO | None = None) -> None:
-        self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._console = make_console(stream or sys.stderr)
         self._what, self._total, self._unit_bytes = what, total, unit_bytes
         self._lock = threading.Lock()
         self._begin = self._shown = time.monotonic()
@@ -53,7 +58,8 @@ class Meter:
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # elsewhere, to stop what was never shown prints an empty line
+            self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         """Take in an event; may be called from any thread."""
@@ -65,14 +71,15 @@ class Meter:
                 )
             elif self._done and (time.monotonic() - self._shown > PLAIN_EVERY_S or self._done == self._total):
                 self._shown = time.monotonic()
-                parts = [f"{self._what}: {self._done}/{self._total}", self._rate(), self._eta(), self._found()]
-                self._console.print(", ".join(part for part in parts if part))
+                done = f"{self._done}/{self._total}" if self._total else f"{self._done}"
+                parts = [f"{self._what}: {done}", self._rate(), self._eta(), self._found()]
+                self._console.print(", ".join(part for part in parts if part), soft_wrap=True)
 
     def _take(self, event: Event) -> None:
         match event:
             case Started(engine=engine, dashboard=link):
                 if engine != "threads":
-                    self._console.print(f"{engine}: dashboard {link}")
+                    self._console.print(f"{engine}: dashboard {link}", soft_wrap=True)
             case JobsStarted(count=count):
                 self._total, self._done, self._begin = count, 0, time.monotonic()
             case JobDone():
@@ -109,7 +116,7 @@ class Meter:
 
 def show_summary(summary: Summary, console: Console | None = None) -> None:
     """Print the result of a run as a table."""
-    console = console or Console(highlight=False)
+    console = console or make_console()
     table = Table(title=f"run {summary.name}", title_justify="left", show_header=True, min_width=50)
     table.add_column("")
     table.add_column("volume", justify="right")
@@ -148,12 +155,12 @@ def show_summary(summary: Summary, console: Console | None = None) -> None:
         table.add_row("time", f"{summary.elapsed_s:.1f} s" + ("" if summary.tiles.reused else f", {rate:.0f} Mvoxel/s"))
     console.print(table)
     for box, reason in summary.failures:
-        console.print(f"failed: {box}: {reason}", markup=False)
+        console.print(f"failed: {box}: {reason}", soft_wrap=True)
 
 
 def show_plan(plan: Plan, done: int, console: Console | None = None) -> None:
     """Print what a run would do."""
-    console = console or Console(highlight=False)
+    console = console or make_console()
     table = Table(title=f"plan of run {plan.name}", title_justify="left", show_header=False, min_width=50)
     for key, value in plan_rows(plan, done):
         table.add_row(key, value)
@@ -183,33 +190,43 @@ def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
 
 def show_status(document: dict[str, Any], summaries: list[Summary], console: Console | None = None) -> None:
     """Print what a volume holds."""
-    console = console or Console(highlight=False)
+    console = console or make_console()
     size = document["voxel_size_um"]
     console.print(
         f"{document['volume']}: {' x '.join(map(str, document['shape']))} voxels (z, y, x), {document['dtype']}, "
-        + (f"{' x '.join(f'{length:g}' for length in size)} um a voxel" if size else "voxel size not known")
+        + (f"{' x '.join(f'{length:g}' for length in size)} um a voxel" if size else "voxel size not known"),
+        soft_wrap=True,
     )
-    console.print(f"slices: {document['slices']['present']} present, {document['slices']['absent']} absent")
+    slices = document["slices"]
+    console.print(f"slices: {slices['present']} present, {slices['absent']} absent")
     for label in document["labels"]:
         if label["kind"] == "truth":
-            console.print(f"truth {label['name']}: {label['slices']} slices annotated")
-    table = Table(title="runs", title_justify="left")
-    for column in ("run", "truth", "done", "pending", "failed", "absent", "accuracy", "F1", "MCC"):
-        table.add_column(column, justify="left" if column in {"run", "truth"} else "right")
-    for summary in summaries:
-        found, tiles = summary.scores or scores(Counts()), summary.tiles
-        numbers = (tiles.done, tiles.pending, tiles.failed, tiles.absent)
-        table.add_row(
-            summary.name, summary.truth or "-", *(f"{number:,}" for number in numbers),
-            _score(found.accuracy), _score(found.f1), _score(found.mcc),
-        )  # fmt: skip
+            console.print(f"truth {label['name']}: {label['slices']} of {slices['present']} slices annotated")
     if summaries:
-        console.print(table)
+        console.print(_runs_table(summaries), crop=False, soft_wrap=not console.is_terminal)
     else:
-        console.print(f"no runs yet; start one with: kesm run {document['volume']}")
+        console.print(f"no runs yet; start one with: kesm run {document['volume']}", soft_wrap=True)
     for summary in summaries:
         for box, reason in summary.failures:
-            console.print(f"{summary.name} failed: {box}: {reason}", markup=False)
+            console.print(f"{summary.name} failed: {box}: {reason}", soft_wrap=True)
+
+
+def _runs_table(summaries: list[Summary]) -> Table:
+    """Each run against each truth; states that no tile has get no column."""
+    states = [state for state in ("pending", "failed", "absent") if any(getattr(run.tiles, state) for run in summaries)]
+    table = Table(title="runs", title_justify="left")
+    for column in ("run", "truth"):
+        table.add_column(column, overflow="fold")
+    for column in ("tiles done", *states, "accuracy", "F1", "MCC"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for summary in summaries:
+        found, tiles = summary.scores or scores(Counts()), summary.tiles
+        table.add_row(
+            summary.name, summary.truth or "-", f"{tiles.done:,} of {tiles.total:,}",
+            *(f"{getattr(tiles, state):,}" for state in states),
+            _score(found.accuracy), _score(found.f1), _score(found.mcc),
+        )  # fmt: skip
+    return table
 
 
 def _score(value: float | None) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from pipeline.errors import (
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
-from pipeline.pyramid import Reduce, level_shapes, reduce_image, reduce_label, reduced_levels
+from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
 from pipeline.store import (
     ABSENT,
     ALL_FILL,
@@ -40,62 +39,6 @@ from pipeline.store import (
 
 FORMAT_VERSION = 1
 LOCK_WAIT_S = 10.0
-
-
-class Pyramid:
-    """An image or label with its levels, written slice by slice."""
-
-    def __init__(self, path: Path, levels: int, reduce: Reduce) -> None:
-        self.path = path
-        self._reduce = reduce
-        self._count = levels
-
-    @classmethod
-    def create(cls, path: Path, shape: Triple, dtype: str, fill: int, reduce: Reduce) -> Pyramid:
-        """Create all levels, empty."""
-        shapes = level_shapes(shape[1:])
-        for level, (height, width) in enumerate(shapes):
-            ShardedArray.create(path / str(level), (shape[0], height, width), dtype, fill)
-        return cls(path, len(shapes), reduce)
-
-    @cached_property
-    def levels(self) -> list[ShardedArray]:
-        """Arrays of all levels, finest first."""
-        return [ShardedArray(self.path / str(level)) for level in range(self._count)]
-
-    @cached_property
-    def full(self) -> ShardedArray:
-        """Array of level 0."""
-        return ShardedArray(self.path / "0")
-
-    def write_slice(self, z: int, plane: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
-        """Write one whole slice, (y, x), and its levels; return the digests of its shards, (y, x) of the shard grid."""
-        box = _slice_box(z, plane)
-        self.full.write(box, plane[None], staging)
-        self._write_levels(z, reduced_levels(plane, self._reduce), staging)
-        digests: NDArray[np.uint64] = self.full.digests(box, plane[None])[0]
-        return digests
-
-    def rebuild_levels(self, z: int, staging: Path) -> None:
-        """Write levels 1, 2, ... of a slice from its stored level 0, which is read one row of shards at a time."""
-        if len(self.levels) == 1:
-            return
-        _, height, width = self.full.shape
-        first = np.empty(self.levels[1].shape[1:], self.full.dtype)
-        rows = self.full.shards.step[1]
-        for top in range(0, height, rows):
-            strip = self.full.read(Box((z, top, 0), (z + 1, min(top + rows, height), width)))[0]
-            self._reduce(strip, first[top // 2 : (top + strip.shape[0] + 1) // 2])
-        self._write_levels(z, itertools.chain([first], reduced_levels(first, self._reduce)), staging)
-
-    def _write_levels(self, z: int, planes: Iterable[NDArray[Any]], staging: Path) -> None:
-        for array, plane in zip(self.levels[1:], planes, strict=True):
-            array.write(_slice_box(z, plane), plane[None], staging)
-
-    def resize(self, slices: int) -> None:
-        """Change the number of slices of every level."""
-        for array in self.levels:
-            array.resize(slices)
 
 
 class Ledger:
@@ -152,6 +95,9 @@ class Ledger:
         """Change the number of slices."""
         for table in (self._shards, self._mtime, self._digest):
             table.resize(slices)
+        for folder in (self._path / "files").glob("[0-9]*"):
+            if int(folder.name) >= slices:
+                shutil.rmtree(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +360,3 @@ def publish(built: Path, path: Path) -> None:
     if path.exists():
         raise ExistsError(f"{path}: exists already; add slices with --append, or choose another --volume")
     os.replace(built, path)  # noqa: PTH105  (fails on an existing folder, unlike Path.rename on some systems)
-
-
-def _slice_box(z: int, plane: NDArray[Any]) -> Box:
-    return Box((z, 0, 0), (z + 1, plane.shape[0], plane.shape[1]))

@@ -30,16 +30,19 @@ def test_whole_slices_are_chosen_where_they_fit(full: Volume) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "block"),
-    [(1.0, (1, 8026, 17480)), (0.9, (1, 6144, 17480)), (0.5, (1, 2048, 17480)), (0.15, (1, 2048, 6144))],
-    ids=["whole slice", "rows of shards", "one row", "part of a row"],
+    "block",
+    [(1, 8026, 17480), (1, 6144, 17480), (1, 2048, 17480), (1, 2048, 6144), (1, 2048, 2048)],
+    ids=["whole slice", "rows of shards", "one row", "part of a row", "one shard"],
 )
-def test_block_shrinks_with_memory(full: Volume, share: float, block: tuple[int, int, int]) -> None:
+def test_block_is_the_largest_that_fits(full: Volume, block: tuple[int, int, int]) -> None:
     recipe = run_config(full).recipe
-    allowed = int(task_bytes(full, recipe, 2, (1, 8026, 17480)) * share)
-    chosen = choose_block(full, recipe, 2, allowed)
-    assert chosen == block
-    assert task_bytes(full, recipe, 2, chosen) <= allowed
+    needed = task_bytes(full, recipe, 2, block)
+    assert choose_block(full, recipe, 2, needed) == block
+    if block == (1, 2048, 2048):
+        with pytest.raises(MemoryLimitError):
+            choose_block(full, recipe, 2, needed - 1)
+    else:
+        assert np.prod(choose_block(full, recipe, 2, needed - 1)) < np.prod(block)
 
 
 def test_too_little_memory_is_refused_with_both_numbers(full: Volume) -> None:
@@ -121,5 +124,5 @@ def test_memory_of_a_task_grows_with_type_and_window(full: Volume, tmp_path: Pat
     block = (1, 8026, 17480)
     plain = task_bytes(full, run_config(full).recipe, 2, block)
     volumetric = run_config(full, denoise={"method": "median", "size": [3, 3, 3]}).recipe
-    assert task_bytes(deep, run_config(full).recipe, 2, block) > plain + np.prod(block)
-    assert task_bytes(full, volumetric, 2, block) > plain + 2 * np.prod(block)
+    assert task_bytes(deep, run_config(full).recipe, 2, block) > plain + 2048 * 17480
+    assert task_bytes(full, volumetric, 2, block) > plain + 2 * 2048 * 17480

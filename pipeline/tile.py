@@ -1,0 +1,82 @@
+"""The work on one tile: a pure function of arrays."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import Triple
+from pipeline.histogram import binarize, joint_histogram
+from pipeline.median import median_tile, pad_tile
+
+Array = NDArray[Any]
+
+
+class Scratch(threading.local):
+    """Buffers of one thread, kept from block to block: fresh large ones cost a page fault for every 4096 bytes."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Array] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """C-contiguous array with undefined content, valid until the next call with the same name."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        flat = self._flat.get(name)
+        if flat is None or flat.nbytes < size:
+            flat = self._flat[name] = np.empty(size, np.uint8)
+        return np.ndarray(shape, dtype, flat)
+
+
+scratch = Scratch()
+
+
+@dataclass(frozen=True, slots=True)
+class TileRule:
+    """How a tile becomes a mask: plain values, unpacked from a recipe."""
+
+    window: Triple
+    invert: bool
+    level: Callable[[Array], float]
+
+
+def segment_tile(
+    stack: Array, start: tuple[int, int], truth: Array | None, mask: Array, table: Array, rule: TileRule
+) -> float:
+    """Filter, count, threshold and mask one tile.
+
+    Parameters
+    ----------
+    stack : ndarray
+        (z, y, x) uint8 or uint16: the planes that the filter's window covers, with the tile's halo in the plane unless
+        the tile lies at the volume's edge, where values reflect.
+    start : tuple
+        (y, x) of the tile in the planes.
+    truth : ndarray or None
+        (h, w) uint8: 0 background, 255 vessel, anything else not annotated.
+    mask : ndarray
+        (h, w) uint8; written: 255 vessel, 0 background.
+    table : ndarray
+        (3, levels) uint32; written: joint histogram of filtered grey level by truth.
+    rule : TileRule
+
+    Returns
+    -------
+    float
+        The level; vessels are above it, on the filtered scale.
+    """
+    height, width = mask.shape
+    depth, rows, columns = rule.window
+    padded = scratch.array("padded", (depth, height + rows - 1, width + columns - 1), stack.dtype)
+    filtered = scratch.array("filtered", (height, width), stack.dtype)
+    pad_tile(stack, start, rule.window, rule.invert, padded)
+    median_tile(padded, rule.window, filtered)
+    joint_histogram(filtered, truth, table)
+    level = rule.level(table.sum(axis=0, dtype=np.int64))
+    binarize(filtered, level, mask)
+    return level
