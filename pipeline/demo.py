@@ -108,13 +108,12 @@ def write_slices(demo: Demo, phantom: Phantom, runner: ThreadRunner) -> None:
     runner(write, range(phantom.shape[0]))
 
 
-def draw_overlay(demo: Demo, name: str, z: int = 2) -> None:
-    """Draw where the mask of one slice is right (cyan) and wrong (magenta, yellow), beside the image."""
+def draw_overlay(demo: Demo, name: str, z: int = 2, level: int = 1) -> None:
+    """Draw one slice, at half its size: the image, and where its mask is right (cyan) and wrong (magenta, yellow)."""
     volume = Volume(demo.volume)
-    truth, _ = volume.truth(TRUTH)
-    _, height, width = volume.shape
-    box = Box((z, 0, 0), (z + 1, height, width))
-    image, traced, mask = (layer.full.read(box)[0] for layer in (volume.image, truth, volume.label(name)))
+    layers = [layer.levels[level] for layer in (volume.image, volume.truth(TRUTH)[0], volume.label(name))]
+    _, height, width = layers[0].shape
+    image, traced, mask = (layer.read(Box((z, 0, 0), (z + 1, height, width)))[0] for layer in layers)
     grey = np.repeat(image[..., None], 3, axis=-1)
     with disk_errors(demo.picture):
         write_png(demo.picture, np.concatenate([grey, overlay(image, traced, mask)], axis=1))

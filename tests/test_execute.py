@@ -16,12 +16,22 @@ import pipeline as kesm
 from pipeline.config import AddressCluster, LocalCluster, ThreadsCluster
 from pipeline.confusion import mean_scores, score_parts
 from pipeline.errors import SchedulerError
-from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started, ThreadRunner, lazy_array, start_engine
+from pipeline.execute import (
+    BlockDone,
+    Event,
+    JobDone,
+    JobsStarted,
+    Started,
+    ThreadRunner,
+    ignore,
+    lazy_array,
+    start_engine,
+)
 from pipeline.geometry import Box, Grid
 from pipeline.plan import Plan, make_plan
 from pipeline.report import Summary
 from pipeline.runs import run, run_plan
-from pipeline.store import SHARD, ShardedArray
+from pipeline.store import SHARD
 from pipeline.tables import Grids, RunTables
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
@@ -95,7 +105,7 @@ def test_run_equals_scipy_and_scikit_image_on_every_tile(volume: Volume, referen
 )
 def test_block_shape_changes_no_bit(volume: Volume, reference: Summary, block: tuple[int, int, int]) -> None:
     plan = with_blocks(make_plan(run_config(volume, f"block-{block[1]}-{block[2]}")), block)
-    assert_same(volume, run_plan(plan, ThreadsCluster(threads=2), lambda event: None), reference)
+    assert_same(volume, run_plan(plan, ThreadsCluster(threads=2), ignore), reference)
 
 
 def test_engines_change_no_bit(volume: Volume, reference: Summary, scheduler: distributed.LocalCluster) -> None:
@@ -126,7 +136,7 @@ def test_second_run_does_nothing_and_a_new_truth_only_counts(volume: Volume, ref
     first = run(run_config(volume, "again", truth=None))
     assert first.counts is None
     mask = volume.label("again").full
-    before = {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in mask.shards.cover(mask_box(mask))}
+    before = {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in mask.shards.cover(Box.whole(mask.shape))}
     counted = run(run_config(volume, "again"))
     assert counted.counts == reference.counts
     assert counted.tiles.reused == 0
@@ -146,21 +156,21 @@ def test_region_equals_that_part_of_a_whole_run(volume: Volume, reference: Summa
 
 @pytest.mark.parametrize("size", [1, 5, 7, [3, 3, 3], [3, 1, 5]], ids=str)
 def test_filter_has_no_seams(tmp_path: Path, size: int | list[int]) -> None:
-    volume = build_volume(tmp_path / "brain.zarr", (3, 70, 2100), "uint16")
-    recipe = {"denoise": {"method": "median", "size": size}, "foreground": "bright", "tile": 32}
-    plan = with_blocks(make_plan(run_config(volume, "otsu", **recipe)), (1, 2048, 2048))
-    run_plan(plan, ThreadsCluster(), lambda event: None)
-    whole = mask_box(volume.image.full)
-    filtered = median_filter(volume.image.full.read(whole), plan.recipe.denoise.window, mode="reflect")
-    levels = RunTables(volume, "otsu").threshold.read().repeat(32, axis=1).repeat(32, axis=2)[:, :70, :2100]
-    np.testing.assert_array_equal(volume.label("otsu").full.read(whole) > 0, filtered > levels)
+    shape = (2, 2056, 2056)  # a strip and a block end eight voxels before the far edges
+    volume = build_volume(tmp_path / "brain.zarr", shape, "uint16")
+    recipe = {"denoise": {"method": "median", "size": size}, "foreground": "bright", "tile": 256}
+    plan = with_blocks(make_plan(run_config(volume, **recipe)), (1, 2048, 2048))
+    run_plan(plan, ThreadsCluster(), ignore)
+    filtered = median_filter(volume.image.full.read(Box.whole(shape)), plan.recipe.denoise.window, mode="reflect")
+    levels = RunTables(volume, "otsu").threshold.read().repeat(256, axis=1).repeat(256, axis=2)[:, :2056, :2056]
+    np.testing.assert_array_equal(volume.label("otsu").full.read(Box.whole(shape)) > 0, filtered > levels)
 
 
 def test_filter_reflects_at_absent_slices(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (5, 64, 64), absent=(2,))
     summary = run(run_config(volume, "otsu", denoise={"method": "median", "size": [5, 3, 3]}))
     assert (summary.tiles.absent, summary.tiles.done, summary.voxels) == (1, 4, 4 * 64 * 64)
-    whole = mask_box(volume.image.full)
+    whole = Box.whole(volume.shape)
     image, mask = volume.image.full.read(whole), volume.label("otsu").full.read(whole)
     levels = RunTables(volume, "otsu").threshold.read()
     for part in (slice(0, 2), slice(3, 5)):
@@ -196,15 +206,17 @@ def test_lazy_array_has_the_chunks_of_its_shards(volume: Volume, reference: Summ
     mask = volume.label("reference").full
     lazy = lazy_array(mask)
     assert lazy.chunks == ((1, 1, 1), (2048, 52), (2048, 552))
-    np.testing.assert_array_equal(lazy[1, 2000:2090:7, 5].compute(), mask.read(mask_box(mask))[1, 2000:2090:7, 5])
-    assert lazy.sum(dtype=np.int64).compute(scheduler="threads") == 255 * (mask.read(mask_box(mask)) > 0).sum()
+    np.testing.assert_array_equal(
+        lazy[1, 2000:2090:7, 5].compute(), mask.read(Box.whole(mask.shape))[1, 2000:2090:7, 5]
+    )
+    assert lazy.sum(dtype=np.int64).compute(scheduler="threads") == 255 * (mask.read(Box.whole(mask.shape)) > 0).sum()
 
 
 def test_unreachable_scheduler_is_named(volume: Volume) -> None:
     address = AddressCluster(engine="address", address="tcp://127.0.0.1:1")
     with (
         pytest.raises(SchedulerError, match=r"tcp://127.0.0.1:1: no Dask scheduler answers"),
-        start_engine(address, lambda event: None, connect_s=0.5),
+        start_engine(address, ignore, connect_s=0.5),
     ):
         pass
 
@@ -214,7 +226,7 @@ def test_scheduler_without_workers_is_named() -> None:
         address = AddressCluster(engine="address", address=empty.scheduler_address)
         with (
             pytest.raises(SchedulerError, match="has no workers"),
-            start_engine(address, lambda event: None),
+            start_engine(address, ignore),
         ):
             pass
 
@@ -242,10 +254,6 @@ def test_mean_of_scores_is_the_same_for_any_tree() -> None:
         parts = [score_parts(tiles[start : start + size]).sum(axis=0) for start in range(0, 500, size)]
         assert mean_scores(np.sum(parts, axis=0)) == whole
     assert whole[1] == 500 - 72
-
-
-def mask_box(array: ShardedArray) -> Box:
-    return Box.whole(array.shape)
 
 
 def test_shards_are_two_by_two() -> None:
