@@ -70,9 +70,11 @@ def run_demo(folder: Path, meter: Callable[[str], AbstractContextManager[Observe
     Raises
     ------
     ExistsError
-        If the folder holds another volume.
+        If the folder holds another volume, or is a file.
     """
     demo, phantom = Demo(folder), Phantom()
+    if folder.exists() and not folder.is_dir():
+        raise ExistsError(f"{folder}: is a file; name another folder: kesm demo DIR")
     if demo.volume.exists() and Volume(demo.volume).shape != phantom.shape:
         raise ExistsError(f"{demo.volume}: is another volume; name another folder: kesm demo DIR")
     threads = available_cpus()

@@ -7,10 +7,13 @@ the blocks run again for each).
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,6 +21,7 @@ import dask
 import dask.array as da
 import distributed
 import numpy as np
+from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 
 from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluster
@@ -141,9 +145,10 @@ def build_graph(plan: Plan, job: Job, notify: Observer, codec_threads: int) -> t
 class Engine:
     """Where tasks run: threads of this process, or the workers of a Dask client."""
 
-    def __init__(self, threads: int, client: distributed.Client | None = None) -> None:
+    def __init__(self, threads: int, client: Client | None = None, close: Callable[[], None] = lambda: None) -> None:
         self._client = client
         self._threads = threads
+        self.close = close  # ends the workers that were started for it; nothing writes any more afterwards
         # Workers open arrays themselves; each of their threads is one CPU, codec threads included.
         self.codec_threads = threads
 
@@ -169,8 +174,8 @@ class Engine:
         topic = f"kesm-{uuid.uuid4().hex}"
 
         def receive(event: tuple[float, Any]) -> None:
-            message = event[1]
-            observer(BlockDone(**{**message, "counts": tuple(message["counts"])}))
+            block = event[1]["block"]
+            observer(BlockDone(**{**block, "counts": tuple(block["counts"])}))
 
         self._client.subscribe_topic(topic, receive)
         try:
@@ -190,20 +195,21 @@ def start_engine(
     SchedulerError
         If no scheduler answers.
     """
-    if client is not None:
-        observer(Started("client", client.dashboard_link))
-        yield Engine(1, client)
-    elif isinstance(cluster, ThreadsCluster):
-        observer(Started("threads", None))
-        yield Engine(cluster.threads or available_cpus())
-    elif isinstance(cluster, LocalCluster):
-        with _local_client(cluster) as own:
+    with ExitStack() as stack:
+        if client is not None:
+            observer(Started("client", client.dashboard_link))
+            yield Engine(1, client)
+        elif isinstance(cluster, ThreadsCluster):
+            observer(Started("threads", None))
+            yield Engine(cluster.threads or available_cpus())
+        elif isinstance(cluster, LocalCluster):
+            own = stack.enter_context(_local_client(cluster))
             observer(Started("local", own.dashboard_link))
-            yield Engine(cluster.threads, own)
-    else:
-        with _remote_client(cluster, connect_s) as own:
+            yield Engine(cluster.threads, own, stack.close)
+        else:
+            own = stack.enter_context(_remote_client(cluster, connect_s))
             observer(Started(cluster.address, own.dashboard_link))
-            yield Engine(1, own)
+            yield Engine(1, own, stack.close)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +249,8 @@ class _Topic:
         self._topic = topic
 
     def __call__(self, event: Event) -> None:
-        distributed.get_worker().log_event(self._topic, asdict(event))
+        # distributed adds its own keys to the message, so that ours go below one of them
+        distributed.get_worker().log_event(self._topic, {"block": asdict(event)})
 
 
 def _task(
@@ -282,32 +289,52 @@ def _tile_chunks(plan: Plan) -> list[tuple[int, ...]]:
     return chunks
 
 
-def _compute_on_workers(client: distributed.Client, collections: Sequence[Any]) -> tuple[Any, ...]:
+def _compute_on_workers(client: Client, collections: Sequence[Any]) -> tuple[Any, ...]:
     futures = client.compute(list(collections))
     try:
         return tuple(client.gather(futures))
-    except (distributed.KilledWorker, distributed.CommClosedError, TimeoutError) as error:
+    except (distributed.KilledWorker, CommClosedError, TimeoutError) as error:
         raise SchedulerError(
             f"workers were lost ({error}); see their logs or give them memory, then run again: what is done is kept"
         ) from error
     except ModuleNotFoundError as error:
         raise SchedulerError(f"a worker cannot import {error.name}; install kesm-pipeline on all workers") from error
+    except BaseException:
+        for name in ("asyncio", "distributed"):  # what they say of tasks that end with the cluster is no news
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        raise
     finally:
         client.cancel(futures)
 
 
 @contextmanager
-def _local_client(cluster: LocalCluster) -> Iterator[distributed.Client]:
+def _local_client(cluster: LocalCluster) -> Iterator[Client]:
     workers = cluster.workers or max(1, available_cpus() // cluster.threads)
     # Forked processes deadlock in zarr and zarrs (iohub issue 416).
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
-        distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=cluster.threads, memory_limit=0, dashboard_address="127.0.0.1:0"
-        ) as local,
-        distributed.Client(local) as client,
-    ):
-        yield client
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        with _interrupts_ignored():
+            local = distributed.LocalCluster(
+                n_workers=workers,
+                threads_per_worker=cluster.threads,
+                memory_limit=0,  # planned beforehand; a worker that is restarted half way only costs time
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,  # what a task raises is handed on; the rest is of their shutdown
+            )
+        with local, Client(local) as client:
+            yield client
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Let processes that are started here ignore Ctrl-C, which a terminal sends to all: this one ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -83,10 +83,11 @@ class Mapping:
 
     def __str__(self) -> str:
         """What the values mean, in words."""
-        above = f"vessel above {self.vessel_above:g}"
-        value = "any one value but 0 vessel" if self.vessel is None else f"0 background, {self.vessel} vessel"
-        unlabelled = "" if self.unlabelled is None else f", {self.unlabelled} not annotated"
-        return (value if self.vessel_above is None else above) + unlabelled
+        if self.vessel_above is not None:
+            vessel = f"vessel above {self.vessel_above:g}"
+        else:
+            vessel = f"0 background, {'any one value' if self.vessel is None else self.vessel} vessel"
+        return vessel + ("" if self.unlabelled is None else f", {self.unlabelled} not annotated")
 
     def document(self) -> dict[str, Any]:
         """The mapping as plain values."""

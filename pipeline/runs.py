@@ -58,6 +58,7 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
             outcome = execute(plan, tables, engine, observer)
             ending = "finished"
         finally:
+            engine.close()
             tables.record_attempt(_attempt(plan, started, ending))
     return _summary(volume, plan, outcome, time.monotonic() - clock)
 

@@ -17,11 +17,13 @@ from pipeline.plan import Plan
 from pipeline.report import Summary
 
 PLAIN_EVERY_S = 5.0
+FILE_WIDTH = 200  # columns where the output is no terminal: rich would cut names at 80
 
 
 def make_console(stream: TextIO | None = None) -> Console:
-    """Console that prints what it is given: ``brain[old].zarr`` is a path, and no markup."""
-    return Console(file=stream, highlight=False, markup=False, emoji=False)
+    """Console that prints what it is given: ``brain[old].zarr`` is a path, and no markup; files have long lines."""
+    width = None if (stream or sys.stdout).isatty() else FILE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 class Meter:
@@ -203,7 +205,7 @@ def show_status(document: dict[str, Any], summaries: list[Summary], console: Con
         if label["kind"] == "truth":
             console.print(f"truth {label['name']}: {label['slices']} of {slices['present']} slices annotated")
     if summaries:
-        console.print(_runs_table(summaries), crop=False, soft_wrap=not console.is_terminal)
+        console.print(_runs_table(summaries))
     else:
         console.print(f"no runs yet; start one with: kesm run {document['volume']}", soft_wrap=True)
     for summary in summaries:

@@ -115,6 +115,8 @@ def test_engines_change_no_bit(volume: Volume, reference: Summary, scheduler: di
     link = next(event.dashboard for event in events if isinstance(event, Started))
     assert link is not None
     assert link.startswith("http://127.0.0.1:")
+    blocks = [event for event in events if isinstance(event, BlockDone)]
+    assert sum(event.voxels for event in blocks) == local.voxels
     address = AddressCluster(engine="address", address=scheduler.scheduler_address)
     assert_same(volume, run(run_config(volume, "address", cluster=address)), reference)
     with distributed.Client(scheduler) as client:
