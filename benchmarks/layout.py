@@ -2,15 +2,14 @@
 
     python benchmarks/layout.py [--json FILE]
 
-For each layout: writes and reads one full slice (8026 x 17480, real texture) of image, truth and mask through the `zarrs`
-pipeline with reused buffers, takes the best of three, and fetches 40 random 512x512 tiles through zarr-python as a viewer would.
+For each layout, one full slice (8026 x 17480, real texture) of image, truth and mask is written and read through the
+`zarrs` pipeline into buffers that are used again, the best of three; and 40 random tiles are fetched through zarr's own
+pipeline, as a viewer would. `job` is what a run does of it: reads image and truth, and writes the mask.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import shutil
 import tempfile
 import time
@@ -21,87 +20,99 @@ from typing import Any
 import numpy as np
 import zarr
 import zarr.buffer.cpu
-import zarrs  # noqa: F401
+import zarrs  # noqa: F401  (registers its codec pipeline)
+from numpy.typing import NDArray
+from record import parse, save, show
 from scipy.ndimage import median_filter
-from texture import slice_pair
+from texture import TILE, slice_pair
 from zarr.codecs import BloscCodec, ZstdCodec
 
 CODECS: dict[str, Any] = {
-    "zstd-1": ZstdCodec(level=1, checksum=True),
-    "zstd-1 no sum": ZstdCodec(level=1, checksum=False),
-    "zstd-fast-5": ZstdCodec(level=-5, checksum=True),
-    "zstd-3": ZstdCodec(level=3, checksum=True),
+    "zstd 1": ZstdCodec(level=1, checksum=True),
+    "zstd 1, no checksum": ZstdCodec(level=1, checksum=False),
+    "zstd -5": ZstdCodec(level=-5, checksum=True),
+    "zstd 3": ZstdCodec(level=3, checksum=True),
     "lz4": BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle", typesize=1),
-    "lz4 bits": BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle", typesize=1),
+    "lz4, bits": BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle", typesize=1),
 }
 ZARRS = "zarrs.ZarrsCodecPipeline"
 ZARR = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+REAL_LEVEL = 79  # of Otsu on the real tile; decides only how much of the mask is vessel
+REPEATS = 3
+TILES = 40
 
 
-def best_of(call: Callable[[], object], repeats: int = 3) -> float:
+def best_of(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls."""
     times = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def create(path: Path, shape: tuple[int, ...], chunk: int, shard: int, codec: Any, pipeline: str) -> Any:
-    with zarr.config.set({"codec_pipeline.path": pipeline}):
-        return zarr.create_array(
-            path, shape=shape, dtype="uint8", chunks=(1, chunk, chunk), shards=(1, shard, shard), compressors=codec, overwrite=True
-        )
+def measure_plane(
+    path: Path, plane: NDArray[np.uint8], chunk: int, shard: int, codec: str
+) -> tuple[float, float, float]:
+    """Write and read a plane; return ns a voxel for each, and how many times smaller it is on disk."""
+    layout: dict[str, Any] = {"chunks": (1, chunk, chunk), "shards": (1, shard, shard), "compressors": CODECS[codec]}
+    array = zarr.create_array(path, shape=(1, *plane.shape), dtype="uint8", overwrite=True, **layout)
+    buffer = np.empty(array.shape, np.uint8)
+    out = zarr.buffer.cpu.NDBuffer.from_ndarray_like(buffer)  # type: ignore[arg-type]  # as in pipeline.store
+
+    def write() -> None:
+        shutil.rmtree(path / "c", ignore_errors=True)  # a shard that is there would be read first
+        array[0:1] = plane[None]
+
+    write_s = best_of(write)
+    read_s = best_of(lambda: array.get_basic_selection((slice(0, 1), slice(None), slice(None)), out=out))
+    if not np.array_equal(buffer[0], plane):
+        raise RuntimeError(f"{path}: what was read is not what was written")
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return write_s * 1e9 / plane.size, read_s * 1e9 / plane.size, plane.size / stored
 
 
-def measure(folder: Path, planes: dict[str, Any], chunk: int, shard: int, codec: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"chunk": chunk, "shard": shard, "codec": codec}
+def measure_tiles(path: Path) -> float:
+    """Milliseconds to fetch one tile at random, with zarr's own pipeline."""
+    with zarr.config.set({"codec_pipeline.path": ZARR}):
+        array = zarr.open_array(path, mode="r")
+    rng = np.random.default_rng(0)
+    corners = [[TILE * int(rng.integers(length // TILE)) for length in array.shape[1:]] for _ in range(TILES)]
+    start = time.perf_counter()
+    for y, x in corners:
+        array[0:1, y : y + TILE, x : x + TILE]
+    return (time.perf_counter() - start) * 1e3 / TILES
+
+
+def measure(folder: Path, planes: dict[str, NDArray[np.uint8]], chunk: int, shard: int, codec: str) -> dict[str, Any]:
+    """Row of one layout."""
+    write, read, ratio = {}, {}, {}
     for name, plane in planes.items():
-        path = folder / "array"
-        array = create(path, (1, *plane.shape), chunk, shard, CODECS[codec], ZARRS)
-        def write(array: Any = array, plane: Any = plane, path: Path = path) -> None:
-            shutil.rmtree(path / "c", ignore_errors=True)
-            array[0:1] = plane[None]
-        row[f"{name}_write_ns"] = best_of(write) * 1e9 / plane.size
-        buffer = np.empty((1, *plane.shape), np.uint8)
-        out = zarr.buffer.cpu.NDBuffer.from_ndarray_like(buffer)
-        whole = (slice(0, 1), slice(None), slice(None))
-        row[f"{name}_read_ns"] = best_of(lambda a=array, o=out: a.get_basic_selection(whole, out=o)) * 1e9 / plane.size
-        assert np.array_equal(buffer[0], plane)
-        row[f"{name}_ratio"] = plane.size / sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if name == "image":
-            with zarr.config.set({"codec_pipeline.path": ZARR}):
-                viewed = zarr.open_array(path, mode="r")
-                rng = np.random.default_rng(0)
-                corners = [(512 * int(rng.integers(15)), 512 * int(rng.integers(34))) for _ in range(40)]
-                start = time.perf_counter()
-                for y, x in corners:
-                    viewed[0:1, y : y + 512, x : x + 512]
-                row["tile_ms"] = (time.perf_counter() - start) * 1e3 / len(corners)
-    row["job_ns"] = row["image_read_ns"] + row["truth_read_ns"] + row["mask_write_ns"]
-    return row
+        write[name], read[name], ratio[name] = measure_plane(folder / name, plane, chunk, shard, codec)
+    return {
+        "chunk": chunk, "shard": shard, "codec": codec,
+        "read image ns": read["image"], "truth ns": read["truth"],
+        "write image ns": write["image"], "mask ns": write["mask"],
+        "image ratio": ratio["image"], "mask ratio": ratio["mask"],
+        "tile ms": measure_tiles(folder / "image"),
+        "job ns": read["image"] + read["truth"] + write["mask"],
+    }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    options = parse(__doc__)
     image, truth = slice_pair()
-    mask = (median_filter(255 - image, 3) > 79).astype(np.uint8) * 255
+    mask = (median_filter(255 - image, 3) > REAL_LEVEL).astype(np.uint8) * np.uint8(255)
     planes = {"image": image, "truth": truth, "mask": mask}
-    rows = []
-    print(f"{'chunk':>6} {'shard':>6} {'codec':>16} | read image  truth | write image   mask | ratio image  mask | tile ms | job ns/voxel")
-    with zarr.config.set({"codec_pipeline.path": ZARRS}), tempfile.TemporaryDirectory() as folder:
-        for chunk, shard, codec in itertools.product((512, 1024), (2048, 4096), CODECS):
-            row = measure(Path(folder), planes, chunk, shard, codec)
-            rows.append(row)
-            print(
-                f"{chunk:6} {shard:6} {codec:>16} | {row['image_read_ns']:10.3f} {row['truth_read_ns']:6.3f} |"
-                f" {row['image_write_ns']:11.3f} {row['mask_write_ns']:6.3f} | {row['image_ratio']:11.2f} {row['mask_ratio']:5.1f} |"
-                f" {row['tile_ms']:7.1f} | {row['job_ns']:.3f}", flush=True
-            )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    layouts = itertools.product((512, 1024), (2048, 4096), CODECS)
+    with (
+        zarr.config.set({"codec_pipeline.path": ZARRS}),
+        tempfile.TemporaryDirectory(prefix="kesm-benchmark-") as folder,
+    ):
+        rows = [measure(Path(folder), planes, *layout) for layout in layouts]
+    show(rows)
+    save(options.json, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Full-size slices with the texture of the real KESM tile, for benchmarks.
 
-The one published tile is mirrored, rolled and rotated over the slice, so that no two neighbouring tiles are equal and
+The one published tile is rolled, rotated and mirrored over the slice, so that no two neighbouring tiles are equal and
 compression, thresholds and scores behave as on real data. Where the tile is not at hand, the phantom stands in.
 """
 
@@ -10,39 +10,41 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.io import imread
+
+from pipeline.phantom import Phantom
+
+Plane = NDArray[np.uint8]
 
 TILE_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
+TILE = 512
 KESM_SLICE = (8026, 17480)
 
 
-def tile_pair() -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
+def tile_pair() -> tuple[Plane, Plane, str]:
     """Return image and truth of one 512x512 tile, and where they are from."""
     if TILE_FOLDER.is_dir():
-        from skimage.io import imread
-
         return imread(TILE_FOLDER / "grayscale.png"), imread(TILE_FOLDER / "groundtruth.png"), "real KESM tile"
-    from pipeline.phantom import Phantom
-
-    image, truth = Phantom(shape=(1, 512, 512), seed=0).slice(0)
-    return image, truth, "phantom tile"
+    image, truth = Phantom(shape=(1, TILE, TILE), seed=0).slice(0)
+    return image.astype(np.uint8), truth, "phantom tile"
 
 
-def slice_pair(shape: tuple[int, int] = KESM_SLICE, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def slice_pair(shape: tuple[int, int] = KESM_SLICE, seed: int = 0) -> tuple[Plane, Plane]:
     """Return image and dense truth of one slice, uint8, of this (y, x) shape in voxels.
 
-    Rows of a tile read forwards, backwards, and its columns read so, are the four textures that a compressor cannot match to
-    one another: each 2x2 group of tiles has one of each, so that a chunk of 1024 compresses no better than on real data.
+    The four tiles of each 2x2 group are rotated by 0, 90, 180 and 270 degrees, and each is rolled by its own random
+    step: a compressor finds no match between them, so a chunk of 1024 compresses no better than one of 512 does.
     """
-    image, truth, _ = tile_pair()
+    pair = tile_pair()[:2]
     rng = np.random.default_rng(seed)
-    rows, columns = (-(-length // 512) for length in shape)
-    wholes = [np.empty((rows * 512, columns * 512), np.uint8) for _ in range(2)]
+    rows, columns = (-(-length // TILE) for length in shape)
+    wholes = [np.empty((rows * TILE, columns * TILE), np.uint8) for _ in pair]
     for row, column in np.ndindex(rows, columns):
-        roll = tuple(int(step) for step in rng.integers(512, size=2))
+        roll = tuple(int(step) for step in rng.integers(TILE, size=2))
         upside_down = bool(rng.integers(2))
-        for whole, tile in zip(wholes, (image, truth), strict=True):
+        for whole, tile in zip(wholes, pair, strict=True):
             copy = np.rot90(np.roll(tile, roll, (0, 1)), (row % 2) + 2 * (column % 2))
-            place = np.s_[row * 512 : row * 512 + 512, column * 512 : column * 512 + 512]
+            place = np.s_[row * TILE : row * TILE + TILE, column * TILE : column * TILE + TILE]
             whole[place] = copy[::-1] if upside_down else copy
     image, truth = (np.ascontiguousarray(whole[: shape[0], : shape[1]]) for whole in wholes)
     return image, truth

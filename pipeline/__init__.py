@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config import Recipe, RunConfig, load_config
+    from pipeline.config import Recipe, RunConfig
+    from pipeline.configfile import load_config
     from pipeline.confusion import Counts, Scores
     from pipeline.execute import lazy_array
     from pipeline.phantom import Phantom
@@ -45,7 +46,7 @@ _OWNERS = {
     "Summary": "report",
     "Volume": "volume",
     "lazy_array": "execute",
-    "load_config": "config",
+    "load_config": "configfile",
     "make_plan": "plan",
     "run": "runs",
     "summarise": "report",

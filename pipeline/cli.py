@@ -230,7 +230,7 @@ def status(
 
 def configure(target: Path, assignments: list[str] | None, **options: Any) -> RunConfig:
     """Configuration of a run: the file, then the options that were given, then each ``--set``."""
-    from pipeline.config import load_config, parse_assignment
+    from pipeline.configfile import load_config, parse_assignment
 
     overrides: dict[str, Any] = {}
     scheduler = options.pop("scheduler")

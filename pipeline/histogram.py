@@ -7,13 +7,12 @@ threshold methods and the scores need, so no voxel is looked at twice. Measured 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import kernel
 from pipeline.errors import ShapeMismatchError
 
 BACKGROUND, VESSEL, UNLABELLED = 0, 1, 2
@@ -24,9 +23,6 @@ TRUTH_BACKGROUND, TRUTH_VESSEL, TRUTH_UNLABELLED = 0, 255, 127
 
 WINDOWED_LEVELS = 256
 """Levels of a stored table: all of an 8-bit volume, bins over a window of a 16-bit one."""
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_kernel: Callable[[_Function], _Function] = njit(nogil=True, cache=True)
 
 
 def joint_histogram(tile: NDArray[Any], truth: NDArray[np.uint8] | None, table: NDArray[np.uint32]) -> None:
@@ -55,7 +51,7 @@ def joint_histogram(tile: NDArray[Any], truth: NDArray[np.uint8] | None, table: 
     (_count_uint8 if levels == 256 else _count_uint16)(tile, truth, table)
 
 
-@_kernel
+@kernel
 def _fill_bins(tile: NDArray[Any], truth: NDArray[np.uint8] | None, y: int, levels: int, bins: NDArray[Any]) -> None:
     """Index of each voxel of row `y` in a flat table of `levels`; apart from the counting, because this vectorises."""
     for x in range(bins.size):
@@ -67,7 +63,7 @@ def _fill_bins(tile: NDArray[Any], truth: NDArray[np.uint8] | None, y: int, leve
         bins[x] = row * levels + int(tile[y, x])
 
 
-@_kernel
+@kernel
 def _count_uint8(tile: NDArray[np.uint8], truth: NDArray[np.uint8] | None, table: NDArray[np.uint32]) -> None:
     # Neighbours are often equal, and adding to the counter just stored waits for that store: four tables in turn
     # take 0.09 ms where one takes 0.23.
@@ -84,7 +80,7 @@ def _count_uint8(tile: NDArray[np.uint8], truth: NDArray[np.uint8] | None, table
             table[row, level] = parts[0, index] + parts[1, index] + parts[2, index] + parts[3, index]
 
 
-@_kernel
+@kernel
 def _count_uint16(tile: NDArray[np.uint16], truth: NDArray[np.uint8] | None, table: NDArray[np.uint32]) -> None:
     height, width = tile.shape
     bins = np.empty(width, np.uint32)
@@ -95,7 +91,7 @@ def _count_uint16(tile: NDArray[np.uint16], truth: NDArray[np.uint8] | None, tab
             table[bins[x] >> 16, bins[x] & 65535] += 1
 
 
-@_kernel
+@kernel
 def otsu_level(counts: NDArray[Any]) -> float:
     """Level that maximises the variance between the classes ``<= level`` and ``> level`` [1]_.
 
@@ -151,7 +147,7 @@ def otsu_level(counts: NDArray[Any]) -> float:
     return best_level
 
 
-@_kernel
+@kernel
 def counts_above(table: NDArray[Any], level: float) -> tuple[int, int, int, int]:
     """Compare the mask ``> level`` with the truth, from the joint table alone.
 
@@ -206,7 +202,7 @@ def binarize(tile: NDArray[Any], level: float, out: NDArray[np.uint8]) -> None:
         out[...] = 0
 
 
-@_kernel
+@kernel
 def _binarize(tile: NDArray[Any], level: Any, out: NDArray[np.uint8]) -> None:
     height, width = tile.shape
     for y in range(height):
@@ -245,7 +241,7 @@ def rebin(table: NDArray[np.uint32], window: tuple[int, int], out: NDArray[np.ui
         _rebin(table, low, high - low + 1, out)
 
 
-@_kernel
+@kernel
 def _rebin(table: NDArray[np.uint32], low: int, width: int, out: NDArray[np.uint32]) -> None:
     bins, levels = out.shape[1], table.shape[1]
     for row in range(3):

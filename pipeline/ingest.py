@@ -231,6 +231,7 @@ def place(pages: Sequence[Page], volume: Volume, start_z: int | None) -> tuple[l
             )
         return slices, f"from slice {start_z} on"
     sources = {z: volume.slices.source(z) or "" for z in present}
+    paged = any("#" in name for name in (*sources.values(), pages[0].name))
     strangers: set[str] = set()
     for rule, key in (("by file name", _stem), ("by the number in the file name", _number)):
         by_key = {key(source): z for z, source in sources.items()}
@@ -239,9 +240,8 @@ def place(pages: Sequence[Page], volume: Volume, start_z: int | None) -> tuple[l
             continue
         if set(keys) <= set(by_key):
             return [by_key[name] for name in keys], rule
-        # By order, a file could come to a slice that its name contradicts; pages have numbers of their own.
-        numbered = key is _number and not any("#" in name for name in (*sources.values(), pages[0].name))
-        if numbered or set(keys) & set(by_key):
+        # By order, a file could come to a slice that its name contradicts; the numbers of pages are no names.
+        if set(keys) & set(by_key) if key is _stem else not paged:
             strangers |= {page.name for page, name in zip(pages, keys, strict=True) if name not in by_key}
     if len(pages) == len(present) and not strangers:
         return present, "in natural order"

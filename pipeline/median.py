@@ -14,20 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pipeline.compiled import kernel
 from pipeline.errors import ShapeMismatchError
 
 Size = tuple[int, int, int]
 """Side lengths of a window, ``(z, y, x)`` in voxels, all odd."""
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_kernel: Callable[[_Function], _Function] = njit(nogil=True, cache=True)
 
 
 def reflect(index: int, length: int) -> int:
@@ -110,18 +107,18 @@ def _inside(begin: int, side: int, length: int, extent: int) -> tuple[int, slice
 # Networks of exchanges. What they sort and nobody uses costs nothing: the compiler removes it.
 
 
-@_kernel
+@kernel
 def _sort2(a: Any, b: Any) -> Any:
     return min(a, b), max(a, b)
 
 
-@_kernel
+@kernel
 def _sort3(a: Any, b: Any, c: Any) -> Any:
     a, b = _sort2(a, b)
     return min(a, c), max(a, min(b, c)), max(b, c)
 
 
-@_kernel
+@kernel
 def _sort5(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
     a, b = _sort2(a, b)
     d, e = _sort2(d, e)
@@ -135,7 +132,7 @@ def _sort5(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
     return a, b, c, d, e
 
 
-@_kernel
+@kernel
 def _sort9(values: Any) -> Any:
     """Sort nine values with 25 exchanges, the fewest possible (reference 2 of `median_tile`)."""
     a, b, c, d, e, f, g, h, i = values
@@ -167,7 +164,7 @@ def _sort9(values: Any) -> Any:
     return a, b, c, d, e, f, g, h, i
 
 
-@_kernel
+@kernel
 def _merge2(left: Any, right: Any) -> Any:
     """Merge two sorted pairs; this and the next two are odd-even merges (reference 1 of `median_tile`)."""
     (a, b), (p, q) = left, right
@@ -177,7 +174,7 @@ def _merge2(left: Any, right: Any) -> Any:
     return a, b, p, q
 
 
-@_kernel
+@kernel
 def _merge3(left: Any, right: Any) -> Any:
     (a, b, c), (p, q, r) = left, right
     a, c, p, r = _merge2((a, c), (p, r))
@@ -187,7 +184,7 @@ def _merge3(left: Any, right: Any) -> Any:
     return a, b, c, q, p, r
 
 
-@_kernel
+@kernel
 def _merge4(left: Any, right: Any) -> Any:
     (a, b, c, d), (p, q, r, s) = left, right
     a, c, p, r = _merge2((a, c), (p, r))
@@ -202,7 +199,7 @@ def _merge4(left: Any, right: Any) -> Any:
 # of max(p_i, q_j) over i + j = k (the other value alone where i or j is 0); that ends the larger selections.
 
 
-@_kernel
+@kernel
 def _median_1x3x3(padded: NDArray[Any], out: NDArray[Any]) -> None:
     height, width = out.shape
     c = np.empty((3, width + 2), padded.dtype)
@@ -216,7 +213,7 @@ def _median_1x3x3(padded: NDArray[Any], out: NDArray[Any]) -> None:
             out[y, x] = _sort3(low, mid, high)[1]
 
 
-@_kernel
+@kernel
 def _median_1x5x5(padded: NDArray[Any], out: NDArray[Any]) -> None:
     height, width = out.shape
     c = np.empty((5, width + 4), padded.dtype)
@@ -242,7 +239,7 @@ def _median_1x5x5(padded: NDArray[Any], out: NDArray[Any]) -> None:
             out[y, x] = min(k7, max(u1, k6), max(u2, k5), max(u3, k4))
 
 
-@_kernel
+@kernel
 def _median_3x3x3(padded: NDArray[Any], out: NDArray[Any]) -> None:
     height, width = out.shape
     c = np.empty((9, width + 2), padded.dtype)

@@ -12,9 +12,9 @@ import psutil
 
 from pipeline.config import AddressCluster, LocalCluster, Recipe, RunConfig
 from pipeline.errors import ConfigError, ExistsError, MemoryLimitError
-from pipeline.geometry import Box, Triple, check_nesting
+from pipeline.geometry import Box, Triple, ceil_div, check_nesting
 from pipeline.median import is_fast
-from pipeline.store import ABSENT, SHARD
+from pipeline.store import ABSENT, CHUNK, SHARD
 from pipeline.tables import Grids, RunTables, Status, run_names
 from pipeline.volume import Volume
 
@@ -171,7 +171,7 @@ def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> 
             return block
     least = _peak(1, threads, task_bytes(volume, recipe, threads, candidates[-1]))
     raise MemoryLimitError(
-        f"memory: {_gb(max(0, allowed) * threads + PROCESS_BYTES)} are allowed, the smallest block of one shard needs "
+        f"memory: {_gb(allowed * threads + PROCESS_BYTES)} are allowed, the smallest block of one shard needs "
         f"{_gb(least)} with {threads} threads; allow more with --memory, or use fewer --threads"
     )
 
@@ -179,17 +179,24 @@ def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> 
 def task_bytes(volume: Volume, recipe: Recipe, threads: int, block: Triple) -> int:
     """Planned peak memory of one task on a block of this shape.
 
-    A strip (one row of shards) of image with its halo, truth and mask; the upper levels of the mask, which are a third
-    of it; the tile tables, and the codec's shards.
+    A strip (one row of shards) of truth and mask, and of the image with its halo to the end of its chunks; the upper
+    levels of the mask, which are a third of it; the tile tables, and the codec's shards. Where blocks are parts of
+    slices, the task that makes a slice's levels afterwards may need more.
     """
-    _, halo_y, halo_x = recipe.halo
+    itemsize = volume.dtype.itemsize
+    depth, halo_y, halo_x = recipe.denoise.window[0], recipe.halo[1], recipe.halo[2]
     _, height, width = block
     strip = min(height, SHARD[1])
-    window = recipe.denoise.window[0] * (strip + 2 * halo_y) * (width + 2 * halo_x) * volume.dtype.itemsize
+    rows = min(volume.shape[1], strip + CHUNK[1] * (1 + 2 * ceil_div(halo_y, CHUNK[1])))
+    window = depth * rows * (width + 2 * halo_x) * itemsize
     tiles = Grids.of(volume.shape, recipe.tile, block).block_tiles((0, 0, 0)).size
     tables = tiles * 3 * 256 * 4 * 3 + 3 * (int(np.iinfo(volume.dtype).max) + 1) * 4
-    shards = CODEC_SHARDS * SHARD[1] * SHARD[2] * volume.dtype.itemsize * max(2, threads) // threads
-    return window + 2 * strip * width + height * width // 3 + tables + shards
+    _, whole_height, whole_width = volume.shape
+    levels = whole_height * whole_width // 3
+    pyramid = min(whole_height, SHARD[1]) * whole_width + levels
+    whole = (height, width) == (whole_height, whole_width)
+    shards = CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize * max(2, threads) // threads
+    return max(window + 2 * strip * width + whole * levels + tables, pyramid) + shards
 
 
 def _existing_block(volume: Volume, name: str, recipe: Recipe) -> Triple | None:

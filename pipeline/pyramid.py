@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import kernel
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.store import ShardedArray
 
@@ -51,21 +51,20 @@ class Pyramid:
         """Array of level 0."""
         return ShardedArray(self.path / "0")
 
-    def writer(self, z: int, staging: Path) -> SliceWriter:
-        """Return what writes one slice strip by strip."""
-        return SliceWriter(self, z, staging)
+    def writer(self, z: int, staging: Path, with_levels: bool) -> SliceWriter:
+        """Return what writes one slice, or a part of it without the levels, strip by strip."""
+        return SliceWriter(self, z, staging, with_levels)
 
     def write_slice(self, z: int, plane: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
         """Write one whole slice, (y, x), and its levels; return the digests of its shards, (y, x) of the shard grid."""
-        writer = self.writer(z, staging)
+        writer = self.writer(z, staging, with_levels=True)
         writer.write(_slice_box(z, plane), plane[None])
-        writer.write_levels()
-        digests: NDArray[np.uint64] = writer.digests()[0]
+        digests: NDArray[np.uint64] = writer.finish()[0]
         return digests
 
     def rebuild_levels(self, z: int, staging: Path) -> None:
         """Write levels 1, 2, ... of a slice from its stored level 0, which is read one row of shards at a time."""
-        writer = self.writer(z, staging)
+        writer = self.writer(z, staging, with_levels=True)
         _, height, width = self.full.shape
         rows = self.full.shards.step[1]
         for top in range(0, height, rows):
@@ -82,38 +81,34 @@ class Pyramid:
 class SliceWriter:
     """Writes one slice of a pyramid in strips from top to bottom, each of whole rows of shards; then its levels."""
 
-    def __init__(self, pyramid: Pyramid, z: int, staging: Path) -> None:
+    def __init__(self, pyramid: Pyramid, z: int, staging: Path, with_levels: bool) -> None:
         self._pyramid, self._z, self._staging = pyramid, z, staging
         self._digests: list[NDArray[np.uint64]] = []
-        self._first: NDArray[Any] | None = None
+        level_one = pyramid.levels[1:2] if with_levels else []
+        self._first = [np.empty(array.shape[1:], array.dtype) for array in level_one]
 
     def write(self, strip: Box, values: NDArray[Any]) -> None:
         """Write the voxels of a strip, (1, y, x)."""
         full = self._pyramid.full
         full.write(strip, values, self._staging)
         self._digests.append(full.digests(strip, values))
-        if strip.shape[2] == full.shape[2]:
-            self.reduce(strip, values)
+        self.reduce(strip, values)
 
     def reduce(self, strip: Box, values: NDArray[Any]) -> None:
         """Take a strip into level 1."""
-        if len(self._pyramid.levels) == 1:
-            return
-        if self._first is None:
-            self._first = np.empty(self._pyramid.levels[1].shape[1:], values.dtype)
-        top, bottom = strip.start[1] // 2, (strip.stop[1] + 1) // 2
-        self._pyramid.reduction(values[0], self._first[top:bottom])
+        for first in self._first:
+            self._pyramid.reduction(values[0], first[strip.start[1] // 2 : (strip.stop[1] + 1) // 2])
 
     def write_levels(self) -> None:
         """Write levels 1, 2, ..., once all strips are in."""
-        if self._first is None:
-            return
-        planes = itertools.chain([self._first], reduced_levels(self._first, self._pyramid.reduction))
-        for array, plane in zip(self._pyramid.levels[1:], planes, strict=True):
-            array.write(_slice_box(self._z, plane), plane[None], self._staging)
+        for first in self._first:
+            planes = itertools.chain([first], reduced_levels(first, self._pyramid.reduction))
+            for array, plane in zip(self._pyramid.levels[1:], planes, strict=True):
+                array.write(_slice_box(self._z, plane), plane[None], self._staging)
 
-    def digests(self) -> NDArray[np.uint64]:
-        """Digests of the shards that were written, (1, y, x) of the shard grid."""
+    def finish(self) -> NDArray[np.uint64]:
+        """Write the levels, and return the digests of the shards that were written, (1, y, x) of the shard grid."""
+        self.write_levels()
         return np.concatenate(self._digests, axis=1)
 
 
@@ -142,7 +137,7 @@ def reduced_levels(plane: Plane, reduce: Reduce) -> Iterator[Plane]:
         plane = smaller
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel
 def reduce_image(plane: Plane, out: Plane) -> None:
     """Mean of the voxels that exist in each 2x2 group, rounded half up.
 
@@ -166,7 +161,7 @@ def reduce_image(plane: Plane, out: Plane) -> None:
             out[row, out.shape[1] - 1] = (total + np.uint32(1)) >> np.uint32(1)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel
 def reduce_label(plane: Plane, out: Plane) -> None:
     """Reduce 2x2 groups of a label: vessel (255) where any is, not annotated (127) where all are, else background.
 

@@ -27,6 +27,7 @@ from pipeline.store import ABSENT, SHARD, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, scratch, segment_tile
 from pipeline.volume import Ledger, Volume, beside
+from pipeline.window import Window
 
 
 class Column(IntEnum):
@@ -224,18 +225,21 @@ class _Block:
     ) -> _Results:
         """Work through the block in strips of one row of shards: what a strip has read is in cache when it is used."""
         results = _Results.empty(self.tiles.shape, with_truth=truth_digests is not None)
-        writer = self.handles.mask.writer(self.z, self.job.staging) if write_mask else None
+        volume, halo = self.handles.volume, self.job.recipe.halo
+        around = self.box.grow((0, halo[1], halo[2])) & Box.whole(volume.shape)
+        window = Window(volume, around, halo, planes, image_digests)
+        whole = self.box.shape[1:] == volume.shape[1:]  # else the levels follow when all blocks of the slice are done
+        writer = self.handles.mask.writer(self.z, self.job.staging, with_levels=whole) if write_mask else None
         for strip in self._strips():
-            window, stack = self._read_image(strip, planes, image_digests)
+            origin, stack = window.move(strip)
             truth = self._read_truth(strip, truth_digests)
             mask = scratch.array("mask", strip.shape, np.uint8)
-            self._segment(strip, window, stack, truth, mask, results)
+            self._segment(strip, origin, stack, truth, mask, results)
             if writer is not None:
                 writer.write(strip, mask)
         if writer is not None:
-            results.shard_digest = writer.digests()
-            if self.box.shape[1:] == self.handles.volume.shape[1:]:  # else the levels follow when the slice is whole
-                writer.write_levels()
+            results.shard_digest = writer.finish()
+            if whole:
                 key = digest_bytes(results.shard_digest.tobytes())
                 self.handles.tables.pyramid_key.write((slice(self.z, self.z + 1),), key)
         return results
@@ -247,7 +251,7 @@ class _Block:
             yield Box((z, row, left), (end, min(row + SHARD[1], bottom), right))
 
     def _segment(
-        self, strip: Box, window: Box, stack: Array, truth: Array | None, mask: Array, results: _Results
+        self, strip: Box, origin: Triple, stack: Array, truth: Array | None, mask: Array, results: _Results
     ) -> None:
         """Segment the tiles of a strip into ``mask``, and fill in their part of the tables."""
         recipe = self.job.recipe
@@ -256,7 +260,7 @@ class _Block:
         for tile in self.grids.tiles.cover(strip):
             box = self.grids.tiles.box(tile)
             _, rows, columns = box.relative_to(strip.start).slices
-            start = box.start[1] - window.start[1], box.start[2] - window.start[2]
+            start = box.start[1] - origin[1], box.start[2] - origin[2]
             traced = None if truth is None else truth[0, rows, columns]
             level = segment_tile(stack, start, traced, mask[0, rows, columns], joint, rule)
             local = tile[0] - self.tiles.start[0], tile[1] - self.tiles.start[1], tile[2] - self.tiles.start[2]
@@ -264,23 +268,6 @@ class _Block:
             if results.counts is not None and results.histogram is not None:
                 results.counts[local] = counts_above(joint, level)
                 rebin(joint, self._filtered_window(), results.histogram[local])
-
-    def _read_image(self, strip: Box, planes: list[int], digests: Array) -> tuple[Box, Array]:
-        """Planes of the filter's window over a strip, and the box in the plane that they cover."""
-        volume = self.handles.volume
-        _, halo_y, halo_x = self.job.recipe.halo
-        window = strip.grow((0, halo_y, halo_x)) & Box.whole(volume.shape)
-        stack = scratch.array("stack", (len(planes), *window.shape[1:]), volume.dtype)
-        centre = len(planes) // 2
-        for position, z in enumerate(planes):
-            if z in planes[:position]:
-                stack[position] = stack[planes.index(z)]
-                continue
-            box = Box((z, *window.start[1:]), (z + 1, *window.stop[1:]))
-            offset = z - self.z + centre
-            volume.check_stored(volume.image.full, box, digests[offset : offset + 1])
-            volume.image.full.read(box, stack[position : position + 1])
-        return window, stack
 
     def _read_truth(self, strip: Box, digests: Array | None) -> Array | None:
         """Return the truth of a strip, or None where nobody annotated the slice."""

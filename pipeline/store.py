@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
         return dict(zarr.open_group(path, mode="r").attrs)
     except (FileNotFoundError, GroupNotFoundError):
         return None
-    except ContainsArrayError as error:
+    except (ContainsArrayError, AssertionError) as error:  # zarr 3.1.1 asserts
         raise NotAVolumeError(f"{path}: is a Zarr array; name the folder of the volume that it belongs to") from error
     except Exception as error:  # a foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
         raise NotAVolumeError(f"{path}: its zarr.json cannot be read ({error})") from error
@@ -235,9 +236,17 @@ def read_document(path: Path) -> dict[str, Any] | None:
 def digest_voxels(values: NDArray[Any], fill: int) -> int:
     """64-bit digest of voxels in C order, never 0; ``ALL_FILL`` where they are all the fill value."""
     block = np.ascontiguousarray(values)
-    if block.flat[0] == fill and not (block != fill).any():
+    digest = digest_bytes(block.data.cast("B"))
+    # The digest of an empty shard is known, and only where it is met are the voxels looked at: a second pass over all
+    # of them costs four times the digest.
+    if digest == _fill_digest(block.shape, block.dtype.str, fill) and (block == fill).all():
         return ALL_FILL
-    return digest_bytes(block.data.cast("B"))
+    return digest
+
+
+@lru_cache(maxsize=256)
+def _fill_digest(shape: tuple[int, ...], dtype: str, fill: int) -> int:
+    return digest_bytes(np.full(shape, fill, dtype).data.cast("B"))
 
 
 def digest_bytes(data: bytes | memoryview) -> int:
@@ -265,23 +274,26 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if reason := _refused(error):
-            raise StorageError(f"{path}: {reason}") from error
-        raise
+        reason = _refused(error)
+        if reason is None and isinstance(error, RuntimeError) and "os error" in str(error):
+            reason = f"cannot be written ({error}); make room or check permissions, then run the same command again"
+        if reason is None:
+            raise
+        raise StorageError(f"{path}: {reason}") from error
 
 
 def _refused(error: Exception) -> str | None:
-    """What the operating system refused, if it did: `zarrs` hands on the text of its error only."""
+    """What the operating system refused, if it is known: `zarrs` hands on the text of its error only."""
     if isinstance(error, OSError):
         return _REASONS.get(error.errno or 0)
     number = re.search(r"\(os error (\d+)\)", str(error))
-    unknown = f"the system refused it ({error}); make room or check permissions, then run the same command again"
-    return _REASONS.get(int(number[1]), unknown) if number else None
+    return _REASONS.get(int(number[1])) if number else None
 
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; make room, then run the same command again",
     errno.EDQUOT: "the disk quota is used up; make room, then run the same command again",
+    errno.EFBIG: "the file would be larger than the system allows; raise the limit (`ulimit -f unlimited`)",
     errno.EROFS: "the file system is read-only; write to another place, or mount it for writing",
     errno.EACCES: "permission denied; check the owner and mode of the folder",
     errno.EPERM: "permission denied; check the owner and mode of the folder",

@@ -222,7 +222,9 @@ class Volume:
         """
         if read_document(self.path / "labels" / name) is None:
             known = ", ".join(sorted(self.labels())) or "none yet"
-            raise MissingInputError(f"{self.path}: has no label {name!r}; it has: {known}")
+            raise MissingInputError(
+                f"{self.path}: has no label {name!r}; it has: {known}; add one with `kesm ingest --label`"
+            )
         return Pyramid(self.path / "labels" / name, self._levels, reduce_label)
 
     def truth(self, name: str) -> tuple[Pyramid, Ledger]:
@@ -312,7 +314,9 @@ class Volume:
             digest = shard_digests[shard[0] - box.start[0], shard[1], shard[2]]
             if digest not in (ABSENT, ALL_FILL) and not array.shard_file(shard).is_file():
                 name = array.shard_file(shard).relative_to(self.path)
-                raise DamageError(f"{self.path}: shard {name} is missing; restore it or ingest its slice again")
+                raise DamageError(
+                    f"{self.path}: shard {name} is missing; restore it from a copy, or ingest the volume anew"
+                )
 
     def _label_info(self, name: str) -> LabelInfo:
         document = read_document(self.path / "labels" / name) or {}

@@ -31,18 +31,22 @@ def test_whole_slices_are_chosen_where_they_fit(full: Volume) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [(1, 8026, 17480), (1, 6144, 17480), (1, 2048, 17480), (1, 2048, 6144), (1, 2048, 2048)],
-    ids=["whole slice", "rows of shards", "one row", "part of a row", "one shard"],
+    [(1, 8026, 17480), (1, 6144, 17480), (1, 2048, 17480), (1, 2048, 16384)],
+    ids=["whole slice", "rows of shards", "one row", "part of a row"],
 )
 def test_block_is_the_largest_that_fits(full: Volume, block: tuple[int, int, int]) -> None:
     recipe = run_config(full).recipe
     needed = task_bytes(full, recipe, 2, block)
     assert choose_block(full, recipe, 2, needed) == block
-    if block == (1, 2048, 2048):
-        with pytest.raises(MemoryLimitError):
-            choose_block(full, recipe, 2, needed - 1)
-    else:
-        assert np.prod(choose_block(full, recipe, 2, needed - 1)) < np.prod(block)
+    assert np.prod(choose_block(full, recipe, 2, needed - 1)) < np.prod(block)
+
+
+def test_levels_of_whole_slices_must_fit_whatever_the_block(full: Volume) -> None:
+    recipe = run_config(full).recipe
+    least = task_bytes(full, recipe, 2, (1, 2048, 2048))
+    assert least > 2048 * 17480 + 8026 * 17480 // 3
+    with pytest.raises(MemoryLimitError):
+        choose_block(full, recipe, 2, least - 1)
 
 
 def test_too_little_memory_is_refused_with_both_numbers(full: Volume) -> None:

@@ -1,0 +1,620 @@
+"""Image stacks and labels into volumes: voxel for voxel, and nothing left behind by what fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaozarrs
+from PIL import Image
+
+from pipeline.config import RunConfig, ThreadsCluster
+from pipeline.errors import (
+    ConfigError,
+    ExistsError,
+    ImageFileError,
+    LabelValueError,
+    LockedError,
+    MissingInputError,
+    ShapeMismatchError,
+)
+from pipeline.execute import ThreadRunner
+from pipeline.geometry import Box
+from pipeline.ingest import (
+    Ingested,
+    LabelOptions,
+    Mapping,
+    decide_mapping,
+    ingest_image,
+    ingest_label,
+    ingest_threads,
+)
+from pipeline.ome import VoxelSize
+from pipeline.runs import run
+from pipeline.stack import Page, find_pages
+from pipeline.store import ShardedArray
+from pipeline.volume import Volume, locked
+
+SHAPE = (40, 56)
+OPEN = {"vessel": None, "vessel_above": None, "unlabelled": None}
+
+
+def planes(count: int, shape: tuple[int, int] = SHAPE, dtype: str = "uint8", seed: int = 3) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, np.iinfo(dtype).max + 1, shape, dtype) for _ in range(count)]
+
+
+def drawing(*values: int, shape: tuple[int, int] = SHAPE, seed: int = 5) -> np.ndarray:
+    """Truth file that holds exactly these values."""
+    drawn = np.random.default_rng(seed).choice(np.array(values, np.uint8), shape)
+    drawn.flat[: len(values)] = values
+    return drawn
+
+
+def write(folder: Path, files: dict[str, np.ndarray]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        if name.endswith(".tif"):
+            tifffile.imwrite(folder / name, data, photometric="minisblack")
+        else:
+            Image.fromarray(data).save(folder / name)
+    return folder
+
+
+def numbered(stack: Sequence[np.ndarray], first: int = 1, name: str = "slice_{}.png") -> dict[str, np.ndarray]:
+    return {name.format(first + offset): plane for offset, plane in enumerate(stack)}
+
+
+def image(
+    source: Path | str, path: Path, size: VoxelSize | None = None, append: bool = False, threads: int = 2
+) -> Ingested:
+    return ingest_image(find_pages([source]), path, ThreadRunner(threads), size, append)
+
+
+def truth(source: Path | str, path: Path, name: str = "traced", threads: int = 2, **options: float) -> Ingested:
+    return ingest_label(find_pages([source]), path, ThreadRunner(threads), LabelOptions(name, **options))
+
+
+def volume_of(tmp_path: Path, count: int = 4, name: str = "slice_{}.png") -> Path:
+    """Volume of some slices, numbered from 1."""
+    image(write(tmp_path / "image", numbered(planes(count), name=name)), tmp_path / "brain.zarr")
+    return tmp_path / "brain.zarr"
+
+
+def read(array: ShardedArray) -> np.ndarray:
+    return array.read(Box.whole(array.shape))
+
+
+def stored(path: Path, name: str = "traced") -> np.ndarray:
+    return read(Volume(path).truth(name)[0].full)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def halved_mean(plane: np.ndarray) -> np.ndarray:
+    """Mean of the voxels that exist in each 2x2 group, rounded half up: the slow way."""
+    height, width = plane.shape
+    out = np.empty((-(-height // 2), -(-width // 2)), plane.dtype)
+    for y, x in np.ndindex(out.shape):
+        group = plane[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].astype(int)
+        out[y, x] = (2 * group.sum() + group.size) // (2 * group.size)
+    return out
+
+
+def halved_label(plane: np.ndarray) -> np.ndarray:
+    height, width = plane.shape
+    out = np.empty((-(-height // 2), -(-width // 2)), plane.dtype)
+    for y, x in np.ndindex(out.shape):
+        group = plane[2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+        out[y, x] = 255 if (group == 255).any() else 127 if (group == 127).all() else 0
+    return out
+
+
+# images
+
+
+def test_new_volume_holds_the_files_voxel_for_voxel_with_its_levels(tmp_path):
+    slices = planes(3, (601, 523))
+    files = {"slice_10.png": slices[2], "slice_2.png": slices[1], "slice_1.png": slices[0]}
+    path = tmp_path / "brain.zarr"
+    done = image(write(tmp_path / "image", files), path, size=(1.0, 0.7, 0.6))
+
+    assert done == Ingested(path, None, (0, 1, 2), (3, 601, 523), "in natural order", {})
+    volume = Volume(path)
+    np.testing.assert_array_equal(read(volume.image.full), np.stack(slices))
+    assert [array.shape for array in volume.image.levels] == [(3, 601, 523), (3, 301, 262)]
+    np.testing.assert_array_equal(read(volume.image.levels[1]), np.stack([halved_mean(plane) for plane in slices]))
+    assert [volume.slices.source(z) for z in range(3)] == ["slice_1.png", "slice_2.png", "slice_10.png"]
+    assert volume.slices.present().all()
+    assert volume.voxel_size_um == (1.0, 0.7, 0.6)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["brain.zarr", "brain.zarr.lock", "image"]
+
+
+def test_what_is_written_is_valid_ome_zarr(tmp_path):
+    path = volume_of(tmp_path, 1)
+    truth(write(tmp_path / "truth", {"slice_1.png": drawing(0, 255)}), path)
+    yaozarrs.validate_zarr_store(path)
+    yaozarrs.validate_zarr_store(path / "labels" / "traced")
+
+
+@pytest.mark.parametrize(
+    ("files", "shape"),
+    [
+        pytest.param({"one.png": planes(1)[0]}, (1, *SHAPE), id="one png"),
+        pytest.param({"one.tif": planes(1, dtype="uint16")[0]}, (1, *SHAPE), id="2-d tiff of 16 bit"),
+        pytest.param({"many.tif": np.stack(planes(5))}, (5, *SHAPE), id="multi-page tiff"),
+    ],
+)
+def test_any_number_of_slices_in_any_number_of_files_is_a_volume(tmp_path, files, shape):
+    image(write(tmp_path / "image", files), tmp_path / "brain.zarr")
+    volume = Volume(tmp_path / "brain.zarr")
+    assert volume.shape == shape
+    np.testing.assert_array_equal(read(volume.image.full), np.stack([*files.values()]).reshape(shape))
+
+
+def test_sixteen_bits_keep_the_window_of_their_histograms(tmp_path):
+    dim = np.random.default_rng(1).integers(300, 4000, (3, *SHAPE)).astype(np.uint16)
+    dim[1, 3, 4], dim[2, 0, 0] = 211, 4095
+    image(write(tmp_path / "image", numbered(dim, name="{}.tif")), tmp_path / "brain.zarr")
+    volume = Volume(tmp_path / "brain.zarr")
+    assert (volume.dtype, volume.window) == (np.uint16, (211, 4095))
+    np.testing.assert_array_equal(read(volume.image.full), dim)
+
+
+def test_number_of_threads_changes_no_byte(tmp_path):
+    slices, traced = write(tmp_path / "image", numbered(planes(5))), tmp_path / "truth"
+    write(traced, {"slice_2.png": drawing(0, 1), "slice_5.png": drawing(0, 1, seed=6)})
+    for threads in (1, 2):
+        image(slices, tmp_path / f"{threads}.zarr", threads=threads)
+        truth(traced, tmp_path / f"{threads}.zarr", threads=threads)
+    named = tree(tmp_path / "2.zarr")
+    named["zarr.json"] = named["zarr.json"].replace(b'"name": "2"', b'"name": "1"')
+    assert named == tree(tmp_path / "1.zarr")
+
+
+def test_fewer_threads_work_where_memory_does_not_hold_a_slice_for_each():
+    page = Page(Path("huge.tif"), 0, 1, (10**6, 10**6), "uint16")
+    assert ingest_threads(page, 16) == 1
+    assert ingest_threads(replace(page, shape=(8, 8)), 16) == 16
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(("damage", "suffix"), [(cut, "png"), (flip, "png"), (cut, "jpg")])
+def test_broken_file_in_the_middle_leaves_nothing(tmp_path, damage: Callable[[Path], None], suffix):
+    files = write(tmp_path / "image", numbered(planes(5, (200, 200)), name="{}." + suffix))
+    damage(files / f"3.{suffix}")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ImageFileError, match=rf"^3\.{suffix}: "):
+        image(files, tmp_path / "out" / "brain.zarr")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_volume_that_exists_is_not_touched(tmp_path):
+    path = volume_of(tmp_path, 2)
+    before = tree(path)
+    with pytest.raises(ExistsError, match=r"exists already; add slices with --append, or choose another --volume"):
+        image(tmp_path / "image", path)
+    assert tree(path) == before
+
+
+def test_folder_of_the_volume_must_exist(tmp_path):
+    files = write(tmp_path / "image", numbered(planes(1)))
+    with pytest.raises(MissingInputError, match=r"no such folder; make it first"):
+        image(files, tmp_path / "not" / "there" / "brain.zarr")
+    assert not (tmp_path / "not").exists()
+
+
+# more slices
+
+
+def test_appended_slices_follow_the_last_one_in_image_and_labels(tmp_path):
+    path = volume_of(tmp_path, 3)
+    truth(write(tmp_path / "truth", {"slice_2.png": drawing(0, 255)}), path)
+    run(RunConfig(volume=path, truth="traced"))
+    more = planes(2, seed=9)
+    done = image(write(tmp_path / "more", numbered(more, first=4)), path, append=True)
+
+    assert (done.slices, done.shape, done.placed) == ((3, 4), (5, *SHAPE), "after the last slice")
+    volume = Volume(path)
+    np.testing.assert_array_equal(read(volume.image.full), np.stack(planes(3) + more))
+    assert stored(path).shape == (5, *SHAPE)
+    assert (stored(path)[[0, 2, 3, 4]] == 127).all()
+    again = run(RunConfig(volume=path, truth="traced"))
+    assert (again.tiles.done, again.tiles.reused) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "error", "message"),
+    [
+        pytest.param(
+            {"slice_4.png": planes(1, (40, 57))[0]}, None, ShapeMismatchError,
+            r"slice_4\.png: is 40 x 57, the slices of .* are 40 x 56; crop it or leave it out", id="size",
+        ),
+        pytest.param(
+            {"slice_4.tif": planes(1, dtype="uint16")[0]}, None, ShapeMismatchError,
+            r"slice_4\.tif: is uint16, .* is uint8; convert it", id="type",
+        ),
+        pytest.param(
+            {"slice_2.png": planes(1)[0]}, None, ConfigError,
+            r"slice_2\.png: is slice 1 of .* already; leave it out", id="same file name",
+        ),
+        pytest.param(
+            {"slice_4.png": planes(1)[0]}, (1.0, 1.0, 1.0), ConfigError,
+            r"--voxel-size: got .*; leave it out with --append", id="voxel size",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_not_appended(tmp_path, files, size, error, message):
+    path = volume_of(tmp_path, 3)
+    before = tree(path)
+    with pytest.raises(error, match=message):
+        image(write(tmp_path / "more", files), path, size=size, append=True)
+    assert tree(path) == before
+    assert not (tmp_path / "brain.zarr.staging").exists()
+
+
+def test_append_needs_a_volume(tmp_path):
+    files = write(tmp_path / "image", numbered(planes(1)))
+    with pytest.raises(MissingInputError, match=r"no such volume; make one with `kesm ingest"):
+        image(files, tmp_path / "brain.zarr", append=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["image"]
+
+
+def test_append_that_fails_half_way_leaves_every_byte_as_it_was(tmp_path):
+    path = volume_of(tmp_path, 3)
+    truth(write(tmp_path / "truth", {"slice_2.png": drawing(0, 255)}), path)
+    first = run(RunConfig(volume=path, truth="traced"))
+    before = tree(path)
+    more = write(tmp_path / "more", numbered(planes(4, seed=9), first=4))
+    cut(more / "slice_6.png")
+    with pytest.raises(ImageFileError, match=r"^slice_6\.png: "):
+        image(more, path, append=True, threads=1)
+
+    assert tree(path) == before
+    assert not (tmp_path / "brain.zarr.staging").exists()
+    again = run(RunConfig(volume=path, truth="traced"))
+    assert (again.counts, again.tiles.reused) == (first.counts, 3)
+    (more / "slice_6.png").unlink()
+    assert image(more, path, append=True).slices == (3, 4, 5)
+
+
+def test_append_goes_on_where_a_killed_one_has_stopped(tmp_path):
+    path = volume_of(tmp_path, 2)
+    volume = Volume(path)
+    volume.extend(5)  # what a process that dies right after its resize leaves
+    volume.image.write_slice(2, planes(1, seed=1)[0], tmp_path / "brain.zarr.staging" / "ingest")
+    more = planes(2, seed=9)
+    done = image(write(tmp_path / "more", numbered(more, first=3)), path, append=True)
+    assert done.slices == (2, 3)
+    volume = Volume(path)
+    np.testing.assert_array_equal(volume.slices.present(), [True] * 4 + [False])
+    np.testing.assert_array_equal(read(volume.image.full)[:4], np.stack(planes(2) + more))
+
+
+class Interrupted(ThreadRunner):
+    """Stops after the first slices, as Ctrl-C does."""
+
+    def __call__(self, function, items):
+        super().__call__(function, items[:2])
+        raise KeyboardInterrupt
+
+
+def test_interrupted_ingest_leaves_nothing(tmp_path):
+    pages = find_pages([write(tmp_path / "image", numbered(planes(4)))])
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "brain.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        ingest_image(pages, path, Interrupted(1))
+    assert list((tmp_path / "out").iterdir()) == []
+
+    image(tmp_path / "image", path)
+    before = tree(path)
+    with pytest.raises(KeyboardInterrupt):
+        ingest_image(
+            find_pages([write(tmp_path / "more", numbered(planes(4), first=5))]), path, Interrupted(1), None, True
+        )
+    assert tree(path) == before
+
+
+def test_interrupted_label_leaves_nothing(tmp_path, monkeypatch):
+    path = volume_of(tmp_path, 4)
+    before = tree(path)
+    pages = find_pages([write(tmp_path / "truth", numbered([drawing(0, 255)] * 4))])
+    with pytest.raises(KeyboardInterrupt):
+        ingest_label(pages, path, Interrupted(1), LabelOptions("traced"))
+    assert tree(path) == before
+
+
+def test_volume_in_the_making_belongs_to_one_process(tmp_path):
+    files = write(tmp_path / "image", numbered(planes(1)))
+    with (
+        locked(tmp_path / "brain.zarr.lock", "held"),
+        pytest.raises(LockedError, match=r"another process is making it"),
+    ):
+        image(files, tmp_path / "brain.zarr")
+    assert not (tmp_path / "brain.zarr").exists()
+
+
+# where the slices of a label go
+
+
+@pytest.mark.parametrize(
+    ("image_name", "files", "start_z", "slices", "placed"),
+    [
+        pytest.param("slice_{}.png", ["slice_2.tif", "slice_4.tif"], None, (1, 3), "by file name", id="name"),
+        pytest.param("s{}_raw.png", ["gt-04.png", "gt-02.png"], None, (1, 3), "by the number in the file name",
+                     id="number"),
+        pytest.param("slice_{}.png", ["a.png", "b.png"], 1, (1, 2), "from slice 1 on", id="start"),
+        pytest.param("slice_{}.png", ["slice_9.png"], 0, (0,), "from slice 0 on", id="start against the name"),
+        pytest.param("slice_{}.png", ["a.png", "b.png", "c.png", "d.png"], None, (0, 1, 2, 3), "in natural order",
+                     id="order"),
+        pytest.param("slice_{}.png", ["d_v2.png", "a_v2.png", "b_v2.png", "c_v2.png"], None, (0, 1, 2, 3),
+                     "in natural order", id="order where all have one number"),
+    ],
+)  # fmt: skip
+def test_label_is_placed(tmp_path, image_name, files, start_z, slices, placed):
+    path = volume_of(tmp_path, 4, image_name)
+    drawn = {name: drawing(0, 255, seed=number) for number, name in enumerate(sorted(files))}
+    options = {} if start_z is None else {"start_z": start_z}
+    done = truth(write(tmp_path / "truth", drawn), path, **options)
+
+    assert (done.label, done.slices, done.placed) == ("traced", slices, placed)
+    expected = np.full((4, *SHAPE), 127, np.uint8)
+    expected[list(slices)] = [drawn[name] for name in sorted(files)]
+    np.testing.assert_array_equal(stored(path), expected)
+    np.testing.assert_array_equal(Volume(path).truth("traced")[1].present(), np.isin(range(4), slices))
+
+
+def test_pages_of_a_label_are_placed_in_order_or_from_a_start(tmp_path):
+    path = volume_of(tmp_path, 4)
+    stack = np.stack([drawing(0, 255, seed=seed) for seed in range(4)])
+    files = write(tmp_path / "truth", {"all.tif": stack})
+    assert truth(files, path).placed == "in natural order"
+    np.testing.assert_array_equal(stored(path), stack)
+    write(tmp_path / "some", {"some.tif": stack[:2]})
+    assert truth(tmp_path / "some", path, name="some", start_z=2).slices == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        pytest.param(["slice_9.png"], {}, r"slice_9\.png: cannot be placed.*slices of .* \(slice_1\.png to slice_4\.png"
+                     r"\); leave it out, or give the slice of the first file with --start-z", id="no such number"),
+        pytest.param([f"slice_{n}.png" for n in (1, 2, 3, 9)], {}, r"slice_9\.png: cannot be placed",
+                     id="as many as slices, but not theirs"),
+        pytest.param(["a.png", "b.png"], {}, r"a\.png: cannot be placed", id="no names in common"),
+        pytest.param(["a.png", "b.png"], {"start_z": 3}, r"--start-z: b\.png would be slice 4, which does not exist; "
+                     r".* has slices 0 to 3", id="start too late"),
+    ],
+)  # fmt: skip
+def test_label_for_a_slice_that_does_not_exist_is_refused(tmp_path, files, options, message):
+    path = volume_of(tmp_path, 4)
+    before = tree(path)
+    write(tmp_path / "truth", dict.fromkeys(files, drawing(0, 255)))
+    with pytest.raises(MissingInputError, match=message):
+        truth(tmp_path / "truth", path, **options)
+    assert tree(path) == before
+
+
+def test_label_of_another_size_is_refused(tmp_path):
+    path = volume_of(tmp_path, 1)
+    files = write(tmp_path / "truth", {"slice_1.png": drawing(0, 255, shape=(40, 57))})
+    with pytest.raises(ShapeMismatchError, match=r"slice_1\.png: is 40 x 57, the slices of .* are 40 x 56"):
+        truth(files, path)
+    assert not (path / "labels").exists()
+
+
+def test_name_of_a_run_is_no_name_for_a_label(tmp_path):
+    path = volume_of(tmp_path, 1)
+    run(RunConfig(volume=path))
+    before = tree(path)
+    files = write(tmp_path / "truth", {"slice_1.png": drawing(0, 255)})
+    with pytest.raises(ExistsError, match=r"--label: 'otsu' is the mask of a run of .*; choose another name"):
+        truth(files, path, name="otsu")
+    assert tree(path) == before
+
+
+@pytest.mark.parametrize("name", ["a b", ".hidden", "a/b", "", "ä"])
+def test_name_of_a_label_is_one_of_a_folder(tmp_path, name):
+    path = volume_of(tmp_path, 1)
+    with pytest.raises(ConfigError, match=r"--label: got "):
+        truth(tmp_path / "image", path, name=name)
+
+
+# what the values of a label mean
+
+
+def test_levels_of_a_label_keep_its_vessels(tmp_path):
+    shape = (601, 523)
+    image(write(tmp_path / "image", numbered(planes(1, shape))), tmp_path / "brain.zarr")
+    traced = np.random.default_rng(2).choice(np.array([0, 127, 255], np.uint8), shape, p=[0.5, 0.4, 0.1])
+    truth(write(tmp_path / "truth", {"slice_1.png": traced}), tmp_path / "brain.zarr", unlabelled=127)
+    levels = Volume(tmp_path / "brain.zarr").truth("traced")[0].levels
+    np.testing.assert_array_equal(read(levels[0])[0], traced)
+    np.testing.assert_array_equal(read(levels[1])[0], halved_label(traced))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "vessel", "unlabelled", "mapping"),
+    [
+        pytest.param((0, 255), {}, [255], [], {"vessel": 255}, id="0 and 255"),
+        pytest.param((0, 1), {}, [1], [], {"vessel": 1}, id="0 and 1"),
+        pytest.param((7,), {}, [7], [], {"vessel": 7}, id="vessel only"),
+        pytest.param((0,), {}, [], [], {}, id="background only"),
+        pytest.param((0, 9, 200), {"unlabelled": 9}, [200], [9], {"vessel": 200, "unlabelled": 9}, id="unlabelled"),
+        pytest.param((0, 1, 2, 3), {"vessel_above": 1}, [2, 3], [], {"vessel_above": 1}, id="instances"),
+        pytest.param((0, 3, 99, 100, 250), {"vessel_above": 99.5, "unlabelled": 3}, [100, 250], [3],
+                     {"vessel_above": 99.5, "unlabelled": 3}, id="grey rims"),
+        pytest.param((0, 200, 255), {"vessel_above": 100, "unlabelled": 255}, [200], [255],
+                     {"vessel_above": 100, "unlabelled": 255}, id="unlabelled above the level"),
+    ],
+)  # fmt: skip
+def test_values_become_background_vessel_and_not_annotated(tmp_path, values, options, vessel, unlabelled, mapping):
+    path = volume_of(tmp_path, 2)
+    drawn = drawing(*values)
+    done = truth(write(tmp_path / "truth", {"slice_2.png": drawn}), path, **options)
+    expected = np.where(np.isin(drawn, unlabelled), 127, np.where(np.isin(drawn, vessel), 255, 0))
+    np.testing.assert_array_equal(stored(path)[1], expected)
+    assert (stored(path)[0] == 127).all()
+    assert done.mapping == OPEN | mapping == Volume(path).labels()["traced"].mapping
+
+
+def test_sixteen_bit_labels_are_mapped_alike(tmp_path):
+    path = volume_of(tmp_path, 1)
+    drawn = np.where(drawing(0, 1) > 0, np.uint16(40000), np.uint16(0))
+    assert truth(write(tmp_path / "truth", {"slice_1.tif": drawn}), path).mapping == OPEN | {"vessel": 40000}
+    np.testing.assert_array_equal(stored(path)[0], np.where(drawn > 0, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        pytest.param([(0, 1, 2)], r"hold 3 values \(0, 1, 2\), expected 0 and one other; say which are vessel with "
+                     r"--vessel-above LEVEL, and what nobody annotated with --unlabelled VALUE", id="instances"),
+        pytest.param([(0, 1), (0, 2)], r"hold 3 values \(0, 1, 2\)", id="over all files"),
+        pytest.param([tuple(range(40))], r"hold 40 values \(0, 1, .* 10, 11, \.\.\.\)", id="many"),
+    ],
+)  # fmt: skip
+def test_values_without_a_meaning_are_refused_and_listed(tmp_path, files, message):
+    path = volume_of(tmp_path, 2)
+    before = tree(path)
+    write(tmp_path / "truth", numbered([drawing(*values) for values in files]))
+    with pytest.raises(LabelValueError, match=message):
+        truth(tmp_path / "truth", path)
+    assert tree(path) == before
+    assert not (tmp_path / "brain.zarr.staging").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "then", "more", "message"),
+    [
+        pytest.param((0, 255), {}, (0, 1), {}, r"these files hold 2 values \(0, 1\), its first files were read as "
+                     r"0 background, 255 vessel; convert these, or ingest under another name", id="another vessel"),
+        pytest.param((0, 255), {}, (0, 255), {"vessel_above": 9}, r"read as 0 background, 255 vessel, got "
+                     r"vessel above 9; leave the options out", id="level given late"),
+        pytest.param((0, 5), {"vessel_above": 3}, (0, 5), {"vessel_above": 4}, r"read as vessel above 3, got vessel "
+                     r"above 4", id="another level"),
+        pytest.param((0, 255), {}, (0, 9, 255), {"unlabelled": 9}, r"leave the options out", id="unlabelled late"),
+        pytest.param((0,), {}, (0, 1, 2), {}, r"hold 3 values \(0, 1, 2\), its first files were read as 0 "
+                     r"background, any one value vessel", id="several after zeros only"),
+    ],
+)  # fmt: skip
+def test_meaning_of_the_first_files_binds_later_ones(tmp_path, first, options, then, more, message):
+    path = volume_of(tmp_path, 2)
+    truth(write(tmp_path / "one", {"slice_1.png": drawing(*first)}), path, **options)
+    before = tree(path)
+    write(tmp_path / "two", {"slice_2.png": drawing(*then)})
+    with pytest.raises(LabelValueError, match=message):
+        truth(tmp_path / "two", path, **more)
+    assert tree(path) == before
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "then", "more", "mapping"),
+    [
+        pytest.param((0, 7), {}, (0, 7), {}, {"vessel": 7}, id="same values"),
+        pytest.param((0, 7), {}, (0,), {}, {"vessel": 7}, id="zeros after"),
+        pytest.param((0,), {}, (0, 9), {}, {"vessel": 9}, id="zeros first"),
+        pytest.param((0, 5), {"vessel_above": 3}, (1, 2, 6), {}, {"vessel_above": 3}, id="level is kept"),
+        pytest.param((0, 5), {"vessel_above": 3}, (1, 6), {"vessel_above": 3}, {"vessel_above": 3}, id="level again"),
+        pytest.param((0, 4), {"unlabelled": 4}, (0, 4, 5), {}, {"vessel": 5, "unlabelled": 4}, id="unlabelled is kept"),
+    ],
+)  # fmt: skip
+def test_later_files_are_read_like_the_first(tmp_path, first, options, then, more, mapping):
+    path = volume_of(tmp_path, 2)
+    truth(write(tmp_path / "one", {"slice_1.png": drawing(*first)}), path, **options)
+    before = stored(path)[0]
+    drawn = drawing(*then)
+    truth(write(tmp_path / "two", {"slice_2.png": drawn}), path, **more)
+    rule = Mapping(**(OPEN | mapping))
+    assert Volume(path).labels()["traced"].mapping == OPEN | mapping
+    np.testing.assert_array_equal(stored(path)[1], rule.apply(drawn))
+    np.testing.assert_array_equal(stored(path)[0], before)
+
+
+def test_value_of_the_vessel_is_decided_over_all_files(tmp_path):
+    path = volume_of(tmp_path, 3)
+    files = numbered([drawing(0), drawing(6), drawing(0, 6)])
+    assert truth(write(tmp_path / "truth", files), path).mapping == OPEN | {"vessel": 6}
+    np.testing.assert_array_equal(stored(path), np.where(np.stack([*files.values()]) == 6, 255, 0))
+
+
+def test_slice_that_is_traced_again_replaces_the_old_one(tmp_path):
+    path = volume_of(tmp_path, 3)
+    first = numbered([drawing(0, 255, seed=seed) for seed in range(3)])
+    truth(write(tmp_path / "one", first), path)
+    run(RunConfig(volume=path, truth="traced"))
+    better = drawing(0, 255, seed=77)
+    truth(write(tmp_path / "two", {"slice_2.png": better}), path)
+
+    expected = np.stack([*first.values()])
+    expected[1] = better
+    np.testing.assert_array_equal(stored(path), expected)
+    assert Volume(path).truth("traced")[1].present().all()
+    again = run(RunConfig(volume=path, truth="traced"))
+    assert (again.tiles.done, again.tiles.reused) == (3, 2)
+    assert again == replace(run(RunConfig(volume=path, truth="traced", name="fresh")), name="otsu",
+                            tiles=again.tiles, elapsed_s=again.elapsed_s)  # fmt: skip
+
+
+def test_broken_file_of_a_label_leaves_nothing(tmp_path):
+    path = volume_of(tmp_path, 3)
+    before = tree(path)
+    files = write(tmp_path / "truth", numbered([drawing(0, 255)] * 3))
+    cut(files / "slice_2.png")
+    with pytest.raises(ImageFileError, match=r"^slice_2\.png: "):
+        truth(files, path)
+    assert tree(path) == before
+    assert Volume(path).labels() == {}
+
+
+def test_label_of_a_process_that_died_is_made_anew(tmp_path):
+    path = volume_of(tmp_path, 2)
+    half, ledger = Volume(path).create_truth("traced", OPEN | {"vessel": 3})
+    ledger.record(0, half.write_slice(0, drawing(0, 255), tmp_path / "brain.zarr.staging" / "label"), "x.png", 0)
+    assert "traced" not in Volume(path).labels()
+    truth(write(tmp_path / "truth", {"slice_2.png": drawing(0, 9)}), path)
+    assert Volume(path).labels()["traced"].mapping == OPEN | {"vessel": 9}
+    np.testing.assert_array_equal(Volume(path).truth("traced")[1].present(), [False, True])
+    assert (stored(path)[0] == 127).all()
+
+
+def test_runs_see_a_label_at_once(tmp_path):
+    path = volume_of(tmp_path, 2)
+    drawn = drawing(0, 255)
+    truth(write(tmp_path / "truth", {"slice_1.png": drawn}), path)
+    summary = run(RunConfig(volume=path, truth="traced", cluster=ThreadsCluster(threads=1)))
+    assert summary.annotated == drawn.size
+    assert summary.voxels == 2 * drawn.size
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        (Mapping(None), "0 background, any one value vessel"),
+        (Mapping(255, None, 127), "0 background, 255 vessel, 127 not annotated"),
+        (Mapping(None, 12.5), "vessel above 12.5"),
+    ],
+)
+def test_mapping_in_words(mapping, words):
+    assert str(mapping) == words
+
+
+def test_unlabelled_value_is_no_other_value():
+    assert decide_mapping([0, 4, 9], LabelOptions("x", unlabelled=9), None) == Mapping(4, None, 9)

@@ -1,0 +1,428 @@
+"""Shards, tables and documents on disk: what is written is read back, and what is damaged is named."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pipeline import store
+from pipeline.errors import DamageError, NotAVolumeError, ShapeMismatchError, StorageError
+from pipeline.geometry import Box
+from pipeline.store import ALL_FILL, PIPELINES, SHARD, ShardedArray, Table, create_document, read_document
+
+SHAPE = (2, 2100, 2150)  # two by two shards, three of them at an edge
+FIRST = Box((0, 0, 0), (1, 2048, 2048))
+CORNER = Box((0, 2048, 2048), (1, 2100, 2150))
+SLICE = Box((0, 0, 0), (1, 2100, 2150))
+
+both_pipelines = pytest.mark.parametrize("pipeline", sorted(PIPELINES))
+
+
+def build(folder, pipeline="zarrs", dtype="uint8", fill=0, shape=SHAPE):
+    ShardedArray.create(folder / "0", shape, dtype, fill)
+    return ShardedArray(folder / "0", pipeline)
+
+
+def noise(shape, dtype="uint8", seed=1):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def shard_files(array):
+    return sorted(path.relative_to(array.path).as_posix() for path in array.path.rglob("c/*/*/*"))
+
+
+@pytest.fixture
+def staging(tmp_path):
+    return tmp_path / "staging"
+
+
+# ---- shards
+
+
+@both_pipelines
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_what_is_written_is_read_back(tmp_path, staging, pipeline, dtype):
+    array = build(tmp_path, pipeline, dtype)
+    values = noise(SLICE.shape, dtype)
+    array.write(SLICE, values, staging)
+    assert shard_files(array) == ["c/0/0/0", "c/0/0/1", "c/0/1/0", "c/0/1/1"]
+    assert not any(staging.iterdir())
+    for reader in PIPELINES:
+        other = ShardedArray(array.path, reader)
+        np.testing.assert_array_equal(other.read(SLICE), values)
+        across = Box((0, 2040, 2000), (2, 2060, 2149))
+        out = np.full(across.shape, 9, dtype)
+        assert other.read(across, out) is out
+        np.testing.assert_array_equal(out[:1], values[:, 2040:2060, 2000:2149])
+        assert not out[1].any()
+
+
+@both_pipelines
+def test_a_shard_is_replaced_alone(tmp_path, staging, pipeline):
+    array = build(tmp_path, pipeline)
+    values = noise(SLICE.shape)
+    array.write(SLICE, values, staging)
+    untouched = {name: (array.path / name).read_bytes() for name in shard_files(array)[:-1]}
+    array.write(CORNER, noise(CORNER.shape, seed=2), staging)
+    values[CORNER.slices] = noise(CORNER.shape, seed=2)
+    np.testing.assert_array_equal(array.read(SLICE), values)
+    assert {name: (array.path / name).read_bytes() for name in untouched} == untouched
+
+
+@both_pipelines
+def test_a_reader_meets_the_old_shard_or_the_new_one(tmp_path, staging, pipeline):
+    array = build(tmp_path, pipeline)
+    array.write(CORNER, noise(CORNER.shape), staging)
+    old = array.shard_file((0, 1, 1)).read_bytes()
+    with array.shard_file((0, 1, 1)).open("rb") as reader:
+        array.write(CORNER, noise(CORNER.shape, seed=2), staging)
+        assert reader.read() == old
+    assert array.shard_file((0, 1, 1)).read_bytes() != old
+
+
+@both_pipelines
+@pytest.mark.parametrize("fill", [0, 127])
+def test_a_shard_of_fill_has_no_file(tmp_path, staging, pipeline, fill):
+    array = build(tmp_path, pipeline, fill=fill)
+    values = np.full(SLICE.shape, fill, np.uint8)
+    values[0, 2060, 7] = 255
+    array.write(SLICE, values, staging)
+    assert shard_files(array) == ["c/0/1/0"]
+    assert array.digests(SLICE, values).ravel().tolist().count(ALL_FILL) == 3
+    np.testing.assert_array_equal(array.read(SLICE), values)
+    values[0, 2060, 7] = fill
+    array.write(SLICE, values, staging)
+    assert shard_files(array) == []
+    np.testing.assert_array_equal(array.read(SLICE), values)
+
+
+DAMAGE = {
+    "empty": lambda _: b"",
+    "garbage": lambda _: b"not a shard",
+    "half-written": lambda data: data[: len(data) // 2],
+    "all-but-one-byte": lambda data: data[:-1],
+    "first-byte": lambda data: bytes([data[0] ^ 1]) + data[1:],
+    "middle-byte": lambda data: (
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 16]) + data[len(data) // 2 + 1 :]
+    ),
+    "last-byte": lambda data: data[:-1] + bytes([data[-1] ^ 128]),
+}
+
+
+@both_pipelines
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_shard_is_named_and_can_be_replaced(tmp_path, staging, pipeline, damage):
+    array = build(tmp_path, pipeline)
+    array.write(FIRST, np.full(FIRST.shape, 3, np.uint8), staging)
+    values = noise(CORNER.shape)
+    array.write(CORNER, values, staging)
+    file = array.shard_file((0, 1, 1))
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DamageError, match=r"0: shard c/0/1/1 cannot be decoded \("):
+        array.read(SLICE)
+    assert (array.read(FIRST) == 3).all()
+    array.write(CORNER, values, staging)
+    np.testing.assert_array_equal(array.read(CORNER), values)
+
+
+def test_all_damaged_shards_are_named(tmp_path, staging):
+    array = build(tmp_path)
+    array.write(SLICE, noise(SLICE.shape), staging)
+    for shard in ((0, 0, 1), (0, 1, 0)):
+        array.shard_file(shard).write_bytes(b"")
+    with pytest.raises(DamageError, match="shard c/0/0/1, c/0/1/0 cannot be decoded"):
+        array.read(SLICE)
+
+
+def test_a_foreign_box_is_named_where_no_shard_is_damaged(tmp_path):
+    array = build(tmp_path)
+    with pytest.raises(DamageError, match="z=0:1,y=0:9999,x=0:1 cannot be decoded"):
+        array.read(Box((0, 0, 0), (1, 9999, 1)))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty((1, 4, 5), np.uint8),
+        np.empty((1, 4, 4), np.uint16),
+        np.empty((4, 4, 1), np.uint8).T,
+        np.empty((1, 4, 8), np.uint8)[:, :, ::2],
+    ],
+    ids=["shape", "dtype", "fortran", "strided"],
+)
+def test_a_buffer_must_fit(tmp_path, out):
+    with pytest.raises(ShapeMismatchError, match=r"0: buffer of .* for a box of \(1, 4, 4\)"):
+        build(tmp_path).read(Box((0, 0, 0), (1, 4, 4)), out)
+
+
+@pytest.mark.parametrize(
+    ("box", "shape"),
+    [
+        (Box((0, 0, 0), (1, 1024, 2048)), (1, 1024, 2048)),
+        (Box((0, 0, 5), (1, 2048, 2048)), (1, 2048, 2043)),
+        (Box((0, 2048, 0), (1, 4096, 2048)), (1, 2048, 2048)),
+        (FIRST, (1, 2048, 2047)),
+        (FIRST, (2048, 2048)),
+    ],
+    ids=["part", "offset", "beyond-the-edge", "values-too-small", "values-of-two-axes"],
+)
+def test_only_whole_shards_are_written(tmp_path, staging, box, shape):
+    array = build(tmp_path)
+    with pytest.raises(ShapeMismatchError, match="is no box of whole shards"):
+        array.write(box, np.ones(shape, np.uint8), staging)
+    assert shard_files(array) == []
+    assert not staging.exists()
+
+
+def test_threads_write_shards_side_by_side(tmp_path, staging):
+    array = build(tmp_path)
+    values = noise(SLICE.shape)
+    boxes = [array.shards.box(shard) for shard in array.shards.cover(SLICE)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda box: array.write(box, values[box.slices], staging), boxes))
+    np.testing.assert_array_equal(array.read(SLICE), values)
+
+
+@both_pipelines
+def test_resize_keeps_what_stays_and_forgets_what_goes(tmp_path, staging, pipeline):
+    array = build(tmp_path, pipeline)
+    second = Box((1, 0, 0), (2, 2048, 2048))
+    array.write(FIRST, np.full(FIRST.shape, 7, np.uint8), staging)
+    array.write(second, np.full(FIRST.shape, 8, np.uint8), staging)
+    array.resize(5)
+    assert array.shape == array.shards.shape == (5, *SHAPE[1:])
+    assert [int(array.read(Box((z, 0, 0), (z + 1, 1, 1)))[0, 0, 0]) for z in range(5)] == [7, 8, 0, 0, 0]
+    array.resize(1)
+    array.resize(2)
+    assert shard_files(array) == ["c/0/0/0"]
+    assert [int(array.read(Box((z, 0, 0), (z + 1, 1, 1)))[0, 0, 0]) for z in range(2)] == [7, 0]
+
+
+# ---- digests
+
+
+SMALL = (1, 6, 7)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    values=arrays(np.uint16, SMALL, elements=st.sampled_from([0, 1, 256])),
+    other=arrays(np.uint16, SMALL, elements=st.sampled_from([0, 1, 256])),
+)
+def test_digests_differ_where_voxels_differ(values, other):
+    equal = store.digest_voxels(values, 0) == store.digest_voxels(other, 0)
+    assert equal == np.array_equal(values, other)
+    assert (store.digest_voxels(values, 1) == ALL_FILL) == bool((values == 1).all())
+
+
+def test_each_shard_has_its_digest(tmp_path):
+    array = build(tmp_path)
+    values = noise(SLICE.shape)
+    before = array.digests(SLICE, values)
+    assert before.shape == (1, 2, 2)
+    assert before.dtype == np.uint64
+    assert len(np.unique(before)) == 4
+    assert array.digests(CORNER, values[CORNER.slices]).tolist() == [[[int(before[0, 1, 1])]]]
+    values[0, 2047, 2048] ^= 1
+    np.testing.assert_array_equal(array.digests(SLICE, values) != before, [[[False, True], [False, False]]])
+
+
+def test_digests_do_not_depend_on_the_codec_pipeline(tmp_path, staging):
+    values = noise(SLICE.shape, "uint16")
+    digests = []
+    for pipeline in PIPELINES:
+        array = build(tmp_path / pipeline, pipeline, "uint16")
+        array.write(SLICE, values, staging)
+        digests.append(array.digests(SLICE, array.read(SLICE)))
+    np.testing.assert_array_equal(*digests)
+
+
+@pytest.mark.parametrize(("hashed", "digest"), [(0, 2), (1, 3), (2, 2), (2**64 - 1, 2**64 - 1)])
+def test_reserved_digests_are_never_given(monkeypatch, hashed, digest):
+    monkeypatch.setattr(store.xxhash, "xxh3_64_intdigest", lambda _: hashed)
+    assert store.digest_bytes(b"") == digest
+
+
+# ---- tables
+
+
+def test_a_table_is_written_in_cells_and_read_in_cells(tmp_path):
+    table = Table.create(tmp_path / "counts", (3, 4, 5, 2), "int64", (1, 2, 5, 2))
+    rows = (slice(1, 2), slice(2, 4))
+    table.write(rows, np.arange(20).reshape(1, 2, 5, 2))
+    np.testing.assert_array_equal(table.read(rows), np.arange(20).reshape(1, 2, 5, 2))
+    assert table.read().shape == (3, 4, 5, 2)
+    assert table.read().sum() == np.arange(20).sum()
+    table.write(rows, 7)
+    assert table.read((slice(1, 2),)).sum() == 7 * 20
+    np.testing.assert_array_equal(Table(tmp_path / "counts").read(), table.read())
+
+
+def test_a_table_may_be_empty_with_nan(tmp_path):
+    table = Table.create(tmp_path / "threshold", (2, 3), "float64", (1, 3), float("nan"))
+    assert np.isnan(table.read()).all()
+    table.write((slice(0, 1),), [1.5, np.nan, 255])
+    np.testing.assert_array_equal(table.read(), [[1.5, np.nan, 255], [np.nan] * 3])
+
+
+def test_a_table_grows_and_shrinks(tmp_path):
+    table = Table.create(tmp_path / "digest", (2, 3), "uint64", (1, 3))
+    table.write((slice(0, 2),), 2**64 - 1)
+    table.resize(4)
+    assert table.shape == (4, 3)
+    np.testing.assert_array_equal(table.read()[:, 0], np.array([2**64 - 1, 2**64 - 1, 0, 0], np.uint64))
+    table.resize(1)
+    table.resize(2)
+    np.testing.assert_array_equal(table.read()[:, 0], np.array([2**64 - 1, 0], np.uint64))
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    table = Table.create(tmp_path / "digest", (2,), "uint64", (1,))
+    table.write((slice(0, 1),), 5)
+    (tmp_path / "digest" / "c" / "0").write_bytes(b"garbage")
+    with pytest.raises(DamageError, match=r"digest: table cannot be read \("):
+        table.read()
+
+
+def test_the_smallest_table_cell_is_a_chunk_of_its_own(tmp_path):
+    table = Table.create(tmp_path / "status", (4, 4), "uint8", (1, 4))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda z: table.write((slice(z, z + 1),), z + 1), range(4)))
+    np.testing.assert_array_equal(table.read()[:, 0], [1, 2, 3, 4])
+
+
+# ---- documents
+
+
+def test_a_document_is_replaced_whole(tmp_path):
+    create_document(tmp_path / "run", {"recipe": {"tile": 512}, "block": [1, 2, 3]})
+    create_document(tmp_path / "run", {"block": [4, 5, 6]})
+    assert read_document(tmp_path / "run") == {"block": [4, 5, 6]}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["zarr.json"]
+
+
+def test_replacing_a_document_keeps_what_lies_below(tmp_path):
+    create_document(tmp_path / "run", {})
+    create_document(tmp_path / "run" / "failures", {"why": "x"})
+    create_document(tmp_path / "run", {"a": 1})
+    assert read_document(tmp_path / "run" / "failures") == {"why": "x"}
+
+
+def test_no_document(tmp_path):
+    assert read_document(tmp_path / "missing") is None
+    assert read_document(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{"], ids=["empty", "cut"])
+def test_a_foreign_document_is_refused(tmp_path, text):
+    (tmp_path / "zarr.json").write_text(text)
+    with pytest.raises(NotAVolumeError, match=r"its zarr\.json cannot be read"):
+        read_document(tmp_path)
+
+
+def test_an_array_is_no_document(tmp_path):
+    build(tmp_path)
+    with pytest.raises(NotAVolumeError, match="0: is a Zarr array; name the folder of the volume"):
+        read_document(tmp_path / "0")
+
+
+# ---- the machine
+
+
+def test_the_settings_of_zarr_are_left_as_they_were(tmp_path, staging, monkeypatch):
+    monkeypatch.setattr(store, "_codec", {})
+    before = copy.deepcopy(zarr.config.config)
+    store.set_codec_threads(1)
+    for pipeline, kind in PIPELINES.items():
+        array = build(tmp_path / pipeline, pipeline)
+        array.write(FIRST, np.ones(FIRST.shape, np.uint8), staging)
+        array.read(FIRST)
+        inner = getattr(array._array, "async_array", None) or array._array._async_array
+        assert type(inner.codec_pipeline).__name__ == kind.rpartition(".")[2]
+    Table.create(tmp_path / "table", (2,), "uint8", (1,)).write((slice(0, 1),), 1)
+    assert zarr.config.config == before
+
+
+def test_settings_of_the_process_change_nothing_on_disk(tmp_path, staging):
+    settings = {"array.order": "F", "array.write_empty_chunks": True, "default_zarr_format": 2}
+    for pipeline, theirs in zip(PIPELINES, reversed(PIPELINES.values()), strict=True):
+        with zarr.config.set({**settings, "codec_pipeline.path": theirs}):
+            array = build(tmp_path / pipeline, pipeline)
+            values = noise(SLICE.shape)
+            values[FIRST.slices] = 0
+            array.write(SLICE, values, staging)
+            create_document(tmp_path / pipeline / "run", {"a": 1})
+            table = Table.create(tmp_path / pipeline / "table", (2, 3), "uint8", (1, 3))
+            np.testing.assert_array_equal(array.read(SLICE), values)
+        assert shard_files(array) == ["c/0/0/1", "c/0/1/0", "c/0/1/1"]
+        assert read_document(tmp_path / pipeline / "run") == {"a": 1}
+        assert {path.name for path in table.path.iterdir()} == {"zarr.json"}
+
+
+def test_only_zarr_lies_in_a_store(tmp_path, staging):
+    array = build(tmp_path)
+    array.write(SLICE, noise(SLICE.shape), staging)
+    assert {path.name for path in array.path.iterdir()} == {"zarr.json", "c"}
+    assert all(part.isdigit() for file in shard_files(array) for part in file.split("/")[1:])
+    assert array._array.metadata.fill_value == 0
+    assert array._array.shards == SHARD
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "here: the disk is full; make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "here: the disk quota is used up"),
+        (OSError(errno.EROFS, "Read-only file system"), "here: the file system is read-only"),
+        (PermissionError(errno.EACCES, "Permission denied"), "here: permission denied"),
+        (RuntimeError("No space left on device (os error 28)"), "here: the disk is full; make room"),
+        (RuntimeError("Read-only file system (os error 30)"), "here: the file system is read-only"),
+        (RuntimeError("Input/output error (os error 5)"), "here: cannot be written .*Input/output error"),
+    ],
+    ids=["full", "quota", "read-only", "permission", "zarrs-full", "zarrs-read-only", "zarrs-other"],
+)
+def test_what_the_system_refuses_is_said_in_words(tmp_path, error, text):
+    with pytest.raises(StorageError, match=text), store.disk_errors(tmp_path / "here"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "no"), RuntimeError("a bug"), ValueError("a bug")], ids=repr)
+def test_other_errors_pass(tmp_path, error):
+    with pytest.raises(type(error)) as caught, store.disk_errors(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+TOO_MANY_FILES = """
+import resource, sys
+from pathlib import Path
+from pipeline.errors import StorageError
+from pipeline.geometry import Box
+from pipeline.store import ShardedArray
+array = ShardedArray(Path(sys.argv[1]), sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    array.read(Box((0, 2048, 2048), (1, 2100, 2150)))
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are set the POSIX way")
+@both_pipelines
+def test_a_machine_without_files_left_is_no_damage(tmp_path, staging, pipeline):
+    array = build(tmp_path)
+    array.write(CORNER, noise(CORNER.shape), staging)
+    command = [sys.executable, "-c", TOO_MANY_FILES, str(array.path), pipeline]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "too many open files; raise the limit" in done.stdout

@@ -1,0 +1,200 @@
+"""What a person sees: lines where it is no terminal, a bar where it is one, tables at the end."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from pipeline.confusion import Counts, scores
+from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started
+from pipeline.geometry import Box
+from pipeline.plan import make_plan
+from pipeline.report import Summary, Tiles, describe
+from pipeline.runs import run
+from pipeline.terminal import Meter, make_console, show_plan, show_status, show_summary
+from pipeline.volume import Volume
+from tests.builders import build_volume, run_config
+
+COUNTS = Counts(tp=5595, fp=122, fn=1863, tn=254564)
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def result(**changes: object) -> Summary:
+    done = Summary(
+        name="otsu", volume="brain.zarr", region=None, truth="groundtruth", voxels=262144, annotated=262144,
+        counts=COUNTS, scores=scores(COUNTS), macro=(scores(COUNTS), 1), levels=(79.0, 79.0, 79.0),
+        tiles=Tiles(total=1, done=1, reused=0, failed=0, pending=0, absent=0), failures=[], elapsed_s=0.5,
+    )  # fmt: skip
+    return replace(done, **changes)
+
+
+def shown(summary: Summary, width: int = 100) -> str:
+    stream = io.StringIO()
+    show_summary(summary, Console(file=stream, width=width, markup=False))
+    return stream.getvalue()
+
+
+def events(blocks: int, reused: int = 0, failed: int = 0) -> list[Event]:
+    done = [BlockDone(1000, (5, 1, 2, 900), False, False)] * (blocks - reused - failed)
+    return [
+        Started("threads", None),
+        *done,
+        *[BlockDone(1000, (5, 1, 2, 900), True, False)] * reused,
+        *[BlockDone(0, (0, 0, 0, 0), False, True)] * failed,
+    ]
+
+
+def test_plain_lines_where_it_is_no_terminal():
+    stream = io.StringIO()
+    with Meter("image", unit_bytes=10**6, stream=stream) as meter:
+        for event in [JobsStarted(3), JobDone(), JobDone(), JobDone()]:
+            meter(event)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 1  # the others came within five seconds
+    assert lines[0].startswith("image: 3/3, ")
+    assert lines[0].endswith(" MB/s")
+
+
+def test_lines_tell_rate_time_left_and_counts(monkeypatch):
+    monkeypatch.setattr("pipeline.terminal.PLAIN_EVERY_S", -1.0)
+    stream = io.StringIO()
+    with Meter("run otsu", total=5, stream=stream) as meter:
+        for event in events(5, reused=1, failed=1):
+            meter(event)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"run otsu: {done}/5" for done in range(1, 6)]
+    assert "Mvoxel/s" in lines[0]
+    assert " s left" in lines[0]
+    assert " s left" not in lines[-1]
+    assert lines[-1].endswith("tp 20 fp 4 fn 8 tn 3600 mcc 0.770, 1 failed")
+
+
+def test_number_of_blocks_may_be_unknown(monkeypatch):
+    monkeypatch.setattr("pipeline.terminal.PLAIN_EVERY_S", -1.0)
+    stream = io.StringIO()
+    with Meter("run", stream=stream) as meter:
+        for event in events(2):
+            meter(event)
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == ["run: 1", "run: 2"]
+
+
+def test_nothing_is_shown_of_nothing():
+    stream = io.StringIO()
+    with Meter("image", stream=stream):
+        pass
+    assert stream.getvalue() == ""
+
+
+def test_bar_on_a_terminal():
+    stream = Terminal()
+    with Meter("run otsu", total=3, stream=stream) as meter:
+        for event in events(3):
+            meter(event)
+    assert "run otsu" in stream.getvalue()
+    assert "100%" in stream.getvalue()
+
+
+def test_dashboard_of_other_engines_is_named():
+    stream = io.StringIO()
+    with Meter("run", stream=stream) as meter:
+        meter(Started("local", "http://127.0.0.1:8787/status"))
+    assert stream.getvalue() == "local: dashboard http://127.0.0.1:8787/status\n"
+
+
+def test_summary_shows_scores_and_counts():
+    text = shown(result())
+    for words in ("run otsu", "0.9924", "0.8493", "0.8534", "5,595", "254,564", "262,144", "79 (79 to 79)", "1 of 1"):
+        assert words in text
+    assert "pending" not in text
+
+
+def test_summary_without_a_truth_shows_no_scores():
+    text = shown(result(truth=None, annotated=0, counts=None, scores=None, macro=None))
+    assert "MCC" not in text
+    assert "262,144" in text
+
+
+def test_summary_where_nobody_annotated_has_no_numbers():
+    nothing = Counts()
+    text = shown(result(annotated=0, counts=nothing, scores=scores(nothing), macro=None))
+    assert "MCC" in text
+    assert "0.0000" not in text
+    assert "nan" not in text
+
+
+def test_summary_lists_what_failed_word_for_word():
+    reason = "shard 0/c/1/0/0 cannot be decoded [red]checksum[/red] " + 30 * "is invalid "
+    failures = [(Box((1, 0, 0), (2, 5, 5)), reason)]
+    text = shown(result(failures=failures, tiles=Tiles(3, 1, 0, 2, 0, 0)))
+    assert f"failed: z=1:2,y=0:5,x=0:5: {reason}" in text
+    assert "tiles failed" in text
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    return build_volume(tmp_path_factory.mktemp("terminal") / "a long name of a brain [old] :skull:.zarr", (2, 64, 96))
+
+
+def status_of(volume: Volume, stream: io.StringIO) -> str:
+    show_status(*describe(volume), console=make_console(stream))
+    return stream.getvalue()
+
+
+def test_status_shows_every_run_and_cuts_no_name(volume):
+    assert f"no runs yet; start one with: kesm run {volume.path}" in status_of(volume, io.StringIO())
+    name = "a-long-name-of-a-run-that-says-what-it-is-for"
+    run(run_config(volume, name))
+    run(run_config(volume, name, region="z=0:1"))
+    for stream in (io.StringIO(), Terminal()):
+        text = status_of(volume, stream)
+        assert f"{volume.path}: 2 x 64 x 96 voxels (z, y, x), uint8, voxel size not known\n" in text
+        assert "slices: 2 present, 0 absent" in text
+        assert "truth groundtruth: 1 of 2 slices annotated" in text
+    text = status_of(volume, io.StringIO())
+    assert name in text
+    assert "2 of 2" in text
+    assert "pending" not in text
+
+
+def test_status_shows_what_is_left(tmp_path):
+    volume = build_volume(tmp_path / "brain.zarr", (3, 64, 96), absent=(2,))
+    run(run_config(volume, region="z=0:1"))
+    text = status_of(volume, io.StringIO())
+    assert "1 of 3" in text
+    assert "pending" in text
+    assert "absent" in text
+    assert "failed" not in text
+
+
+def test_plan_is_shown_in_words(volume):
+    plan = make_plan(run_config(volume, region="z=0:1"))
+    stream = io.StringIO()
+    show_plan(plan, 1, Console(file=stream, width=400, markup=False, emoji=False))
+    for words in (
+        str(volume.path), "2 x 64 x 96 voxels (z, y, x)", "dark vessels, median 1 x 3 x 3, otsu per tile of 512",
+        "groundtruth", "z=0:1,y=0:64,x=0:96", "no shard is written by two", "1, of which 1 are done already",
+        "in one pass", "GB allowed",
+    ):  # fmt: skip
+        assert words in stream.getvalue()
+
+
+def test_slow_filter_is_said_to_be_slow(volume):
+    stream = io.StringIO()
+    plan = make_plan(run_config(volume, name="slow", denoise={"method": "median", "size": 9}))
+    show_plan(plan, 0, Console(file=stream, width=400))
+    assert "a hundred times slower" in stream.getvalue()
+
+
+def test_console_prints_what_it_is_given():
+    stream = io.StringIO()
+    make_console(stream).print("brain[old] :skull: /data/[b]")
+    assert stream.getvalue() == "brain[old] :skull: /data/[b]\n"
