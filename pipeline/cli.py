@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -39,6 +39,15 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Target = Annotated[Path, typer.Argument(metavar="CONFIG|VOLUME", help="A YAML configuration, or a volume.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; default one for each CPU.")]
+Truth = Annotated[str | None, typer.Option(help="Label to compare the mask with.")]
+Name = Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")]
+Region = Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")]
+Memory = Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")]
+Scheduler = Annotated[str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")]
+Foreground = Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
+]
 
 
 class Terminated(BaseException):
@@ -112,7 +121,8 @@ def ingest(
     with answering():
         from pipeline.errors import ConfigError
         from pipeline.execute import ThreadRunner
-        from pipeline.ingest import LabelOptions, ingest_image, ingest_label, ingest_threads
+        from pipeline.ingest import ingest_image, ingest_label, ingest_threads
+        from pipeline.mapping import LabelOptions
         from pipeline.plan import available_cpus
         from pipeline.stack import find_pages
         from pipeline.terminal import Meter
@@ -137,26 +147,23 @@ def ingest(
 @app.command()
 def run(
     target: Target,
-    truth: Annotated[str | None, typer.Option(help="Label to compare the mask with.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")] = None,
-    region: Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")] = None,
+    truth: Truth = None,
+    name: Name = None,
+    region: Region = None,
     threads: Threads = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")
-    ] = None,
-    foreground: Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
-    ] = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    foreground: Foreground = None,
+    assignments: Set = None,
     as_json: Json = False,
 ) -> None:
     """Do everything of a run that is not done, and print its scores."""
     with answering():
-        config = configure(
-            target, assignments, truth=truth, name=name, region=region, threads=threads, memory=memory,
-            scheduler=scheduler, foreground=foreground,
-        )  # fmt: skip
+        options = {
+            "truth": truth, "name": name, "region": region, "cluster.threads": threads, "memory": memory,
+            "foreground": foreground,
+        }  # fmt: skip
+        config = configure(target, options, scheduler, assignments)
         from pipeline.plan import make_plan
         from pipeline.runs import run_plan
         from pipeline.terminal import Meter, show_summary
@@ -180,26 +187,23 @@ def run(
 @app.command()
 def plan(
     target: Target,
-    truth: Annotated[str | None, typer.Option(help="Label to compare the mask with.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")] = None,
-    region: Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")] = None,
+    truth: Truth = None,
+    name: Name = None,
+    region: Region = None,
     threads: Threads = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")
-    ] = None,
-    foreground: Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
-    ] = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    foreground: Foreground = None,
+    assignments: Set = None,
     as_json: Json = False,
 ) -> None:
     """Say what a run would do; nothing is touched."""
     with answering():
-        config = configure(
-            target, assignments, truth=truth, name=name, region=region, threads=threads, memory=memory,
-            scheduler=scheduler, foreground=foreground,
-        )  # fmt: skip
+        options = {
+            "truth": truth, "name": name, "region": region, "cluster.threads": threads, "memory": memory,
+            "foreground": foreground,
+        }  # fmt: skip
+        config = configure(target, options, scheduler, assignments)
         from pipeline.plan import make_plan, tiles_done
         from pipeline.terminal import show_plan
 
@@ -228,19 +232,17 @@ def status(
             show_status(document, summaries)
 
 
-def configure(target: Path, assignments: list[str] | None, **options: Any) -> RunConfig:
-    """Configuration of a run: the file, then the options that were given, then each ``--set``."""
+def configure(
+    target: Path, options: Mapping[str, Any], scheduler: str | None, assignments: list[str] | None
+) -> RunConfig:
+    """Configuration of a run: the file, then the options that were given (by their keys), then each ``--set``."""
     from pipeline.configfile import load_config, parse_assignment
 
-    overrides: dict[str, Any] = {}
-    scheduler = options.pop("scheduler")
-    if scheduler is not None:
-        named = scheduler in {"threads", "local"}
-        overrides["cluster.engine"] = scheduler if named else "address"
-        overrides |= {} if named else {"cluster.address": scheduler}
-    threads = options.pop("threads")
-    overrides |= {key: value for key, value in options.items() if value is not None}
-    overrides |= {} if threads is None else {"cluster.threads": threads}
+    overrides = {key: value for key, value in options.items() if value is not None}
+    if scheduler in {"threads", "local"}:
+        overrides["cluster.engine"] = scheduler
+    elif scheduler is not None:
+        overrides |= {"cluster.engine": "address", "cluster.address": scheduler}
     overrides |= dict(parse_assignment(assignment) for assignment in assignments or [])
     return load_config(target, overrides)
 

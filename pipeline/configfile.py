@@ -42,8 +42,13 @@ def load_config(source: Path, overrides: Mapping[str, Any] | None = None) -> Run
         node, values = _read_yaml(source)
         problems = [(line, f"{source}:{line}: {text}") for line, text in _duplicates(node)]
         places = _Places(str(source), dict(_lines(node)), places.options)
-        if isinstance(values.get("volume"), str) and values["volume"]:
-            values["volume"] = str(source.parent / Path(values["volume"]).expanduser())
+        try:
+            if isinstance(values.get("volume"), str) and values["volume"]:
+                values["volume"] = str(source.parent / Path(values["volume"]).expanduser())
+        except RuntimeError:  # of pathlib, where `~name` is nobody
+            line, place = places.find(["volume"])
+            text = f"got {show(values['volume'])}, whose home folder is not known; write the path in full"
+            problems.append((line, f"{place}: volume: {text}"))
     for key, value in sorted((overrides or {}).items(), key=lambda item: not _is_tag(item[0])):
         _override(values, key, value)
     try:

@@ -15,7 +15,8 @@ from pipeline.execute import Observer, ThreadRunner
 from pipeline.figures import overlay
 from pipeline.geometry import Box
 from pipeline.histogram import TRUTH_UNLABELLED
-from pipeline.ingest import LabelOptions, ingest_image, ingest_label
+from pipeline.ingest import ingest_image, ingest_label
+from pipeline.mapping import LabelOptions
 from pipeline.phantom import Phantom
 from pipeline.pixels import write_png
 from pipeline.plan import available_cpus

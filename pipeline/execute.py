@@ -61,9 +61,10 @@ class BlockDone:
 
 @dataclass(frozen=True, slots=True)
 class JobsStarted:
-    """A `ThreadRunner` was given so many jobs."""
+    """A `ThreadRunner` was given so many jobs; ``what`` they do, in a word."""
 
     count: int
+    what: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Outcome:
     macro: tuple[Scores, int] | None
 
 
-def execute(plan: Plan, tables: RunTables, engine: Engine, observer: Observer) -> Outcome:
+def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: Observer) -> Outcome:
     """Run all blocks of a plan, and sum what they return.
 
     Raises
@@ -108,7 +109,6 @@ def execute(plan: Plan, tables: RunTables, engine: Engine, observer: Observer) -
     SchedulerError
         If the scheduler or its workers are lost.
     """
-    job = Job(plan.volume, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
     with engine.listen(observer) as notify:
         totals, per_slice, scores = engine.compute(*build_graph(plan, job, notify, engine.codec_threads))
     if plan.block[1:] != plan.grids.tiles.shape[1:]:  # else the task of a slice has written its pyramid
@@ -133,7 +133,9 @@ def build_graph(plan: Plan, job: Job, notify: Observer, codec_threads: int) -> t
     )
     region = plan.grids.tiles.cover(plan.region).relative_to(tiles.start).slices
     scored = table[region]
-    scores = scored[..., : Column.VOXELS].map_blocks(score_parts, chunks=(*scored.chunks[:3], (7,)), dtype=np.int64)
+    scores = scored[..., : Column.VOXELS].map_blocks(
+        score_parts, chunks=(*scored.chunks[:3], (7,)), dtype=np.int64, meta=np.empty((0, 0, 0, 0), np.int64)
+    )
     axes = (0, 1, 2)
     return (
         scored.sum(axis=axes, split_every=SPLIT_EVERY),
@@ -161,8 +163,10 @@ class Engine:
         try:
             result: tuple[Any, ...] = dask.compute(*collections, scheduler="threads", pool=pool)
         finally:
-            # Blocks in work are finished and recorded, also after Ctrl-C; those that have not begun never do.
-            pool.shutdown(wait=True, cancel_futures=True)
+            # Blocks in work are finished and recorded, also after Ctrl-C; those that have not begun never do. A second
+            # Ctrl-C must not let the lock go while they write.
+            with _interrupts_ignored():
+                pool.shutdown(wait=True, cancel_futures=True)
         return result
 
     @contextmanager
@@ -219,7 +223,7 @@ class ThreadRunner:
     threads: int
     observer: Observer = ignore
 
-    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], what: str = "") -> list[Result]:
         """Return ``[function(item) for item in items]``; an exception of one job ends them all."""
 
         def call(item: Item) -> Result:
@@ -227,7 +231,7 @@ class ThreadRunner:
             self.observer(JobDone())
             return result
 
-        self.observer(JobsStarted(len(items)))
+        self.observer(JobsStarted(len(items), what))
         return list(Engine(self.threads).compute(*[dask.delayed(call, pure=False)(item) for item in items]))
 
 
@@ -238,7 +242,12 @@ def lazy_array(array: ShardedArray) -> da.Array:
         for length, step in zip(array.shape, array.shards.step, strict=True)
     )
     return da.map_blocks(
-        _read_shard, path=array.path, chunks=chunks, dtype=array.dtype, meta=np.empty((0, 0, 0), array.dtype)
+        _read_shard,
+        path=array.path,
+        chunks=chunks,
+        dtype=array.dtype,
+        meta=np.empty((0, 0, 0), array.dtype),
+        name=f"kesm-{uuid.uuid4().hex}",  # the same file may hold other voxels after the next run
     )
 
 
@@ -293,15 +302,20 @@ def _compute_on_workers(client: Client, collections: Sequence[Any]) -> tuple[Any
     futures = client.compute(list(collections))
     try:
         return tuple(client.gather(futures))
-    except (distributed.KilledWorker, CommClosedError, TimeoutError) as error:
+    except (distributed.KilledWorker, distributed.CancelledError, CommClosedError, TimeoutError) as error:
         raise SchedulerError(
             f"workers were lost ({error}); see their logs or give them memory, then run again: what is done is kept"
         ) from error
-    except ModuleNotFoundError as error:
-        raise SchedulerError(f"a worker cannot import {error.name}; install kesm-pipeline on all workers") from error
-    except BaseException:
-        for name in ("asyncio", "distributed"):  # what they say of tasks that end with the cluster is no news
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    except (ModuleNotFoundError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "deserializ" not in str(error):
+            raise
+        raise SchedulerError(
+            f"the scheduler or a worker cannot load the work ({error}); install the same kesm-pipeline on all of them"
+        ) from error
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Ctrl-C: what they say of tasks that end with the cluster is no news
+            for name in ("asyncio", "distributed"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         raise
     finally:
         client.cancel(futures)

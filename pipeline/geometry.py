@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import ConfigError
 
 Triple = tuple[int, int, int]
@@ -111,6 +114,14 @@ class Grid:
         start = _each(lambda cell, step: cell * step, cells.start, self.step)
         stop = _each(lambda cell, step: cell * step, cells.stop, self.step)
         return Box(start, stop) & Box.whole(self.shape)
+
+    def sizes(self, cells: Box) -> NDArray[np.int64]:
+        """Number of voxels of each cell in a box of cells, int64, of the shape of the box."""
+        z, y, x = (
+            np.minimum(np.arange(first + 1, last + 1) * step, length) - np.arange(first, last) * step
+            for first, last, step, length in zip(cells.start, cells.stop, self.step, self.shape, strict=True)
+        )
+        return z[:, None, None] * y[:, None] * x
 
     def round_out(self, box: Box) -> Box:
         """Smallest box of whole cells around a box of voxels."""

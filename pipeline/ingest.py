@@ -1,13 +1,12 @@
 """Image stacks into volumes, slice by slice: what is checked first, and the job of one slice.
 
 A new volume is built beside its place and moved there when it is whole, so that nothing half-made is ever found under
-its name. Slices that are added to one are taken back if one of them fails.
+its name. Slices that are added to one are recorded when all are written, in order of z, and taken back if one of them
+fails: whatever is killed when, those that exist have no gap.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,28 +18,30 @@ import psutil
 from numpy.typing import NDArray
 
 from pipeline.config import check_name
-from pipeline.errors import ConfigError, ExistsError, LabelValueError, MissingInputError, ShapeMismatchError
-from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL
+from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
+from pipeline.histogram import UNLABELLED, joint_histogram
+from pipeline.mapping import LabelOptions, Mapping, decide_mapping
 from pipeline.ome import VoxelSize
+from pipeline.pixels import decoding
+from pipeline.placement import place
 from pipeline.pyramid import Pyramid
 from pipeline.stack import Page, read_page
 from pipeline.store import disk_errors
-from pipeline.tables import RunTables, run_names
-from pipeline.volume import Ledger, Volume, beside, locked, publish
+from pipeline.tables import resize_volume, run_names, settle
+from pipeline.volume import Ledger, Volume, beside, locked, publish, staging_folder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Decoded slice, a decoder's own copy, a third for the pyramid, and the encoded shards.
 SLICE_COPIES = 4
-LISTED_VALUES = 12
 
 
 class Runner(Protocol):
     """Calls a function on every item, several at a time, and returns the results in order."""
 
-    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Return ``[function(item) for item in items]``."""
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], what: str = "") -> list[Result]:
+        """Return ``[function(item) for item in items]``; ``what`` names the step, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,45 +54,6 @@ class Ingested:
     shape: tuple[int, int, int]
     placed: str
     mapping: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """What the values of a label's files mean; one for each label, binding for all its files.
-
-    Attributes
-    ----------
-    vessel : int or None
-        The one value that is vessel, 0 being background; None as long as no file has held another value than 0.
-    vessel_above : float or None
-        Alternatively the level above which values are vessel.
-    unlabelled : int or None
-        The value that means "not annotated".
-    """
-
-    vessel: int | None
-    vessel_above: float | None = None
-    unlabelled: int | None = None
-
-    def apply(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Stored values of a label: 0 background, 255 vessel, 127 not annotated."""
-        vessel = values > self.vessel_above if self.vessel_above is not None else values == (self.vessel or -1)
-        stored = np.where(vessel, np.uint8(TRUTH_VESSEL), np.uint8(TRUTH_BACKGROUND))
-        if self.unlabelled is not None:
-            stored[values == self.unlabelled] = TRUTH_UNLABELLED
-        return stored
-
-    def __str__(self) -> str:
-        """What the values mean, in words."""
-        if self.vessel_above is not None:
-            vessel = f"vessel above {self.vessel_above:g}"
-        else:
-            vessel = f"0 background, {'any one value' if self.vessel is None else self.vessel} vessel"
-        return vessel + ("" if self.unlabelled is None else f", {self.unlabelled} not annotated")
-
-    def document(self) -> dict[str, Any]:
-        """The mapping as plain values."""
-        return {"vessel": self.vessel, "vessel_above": self.vessel_above, "unlabelled": self.unlabelled}
 
 
 def ingest_image(
@@ -109,43 +71,51 @@ def ingest_image(
         If one cannot be decoded; then nothing is changed.
     """
     if append:
-        return _append(pages, Volume(path), runner, voxel_size_um)
+        return _append(pages, path, runner, voxel_size_um)
     if path.exists():
         raise ExistsError(f"{path}: exists already; add slices with --append, or choose another --volume")
-    with _claimed(path), _staging(path, "ingest") as staging, disk_errors(path):
+    with _claimed(path), staging_folder(path, "ingest-image") as staging, disk_errors(path):
         built = staging / path.name
         window = (0, 255) if pages[0].dtype == "uint8" else _window(pages, runner)
         volume = Volume.create(built, (len(pages), *pages[0].shape), pages[0].dtype, voxel_size_um, window)
-        _write_slices(volume, pages, 0, staging, runner)
+        job = _SliceJob(volume.image, volume.slices, staging)
+        _write_slices(job, [(page, z) for z, page in enumerate(pages)], runner)
         publish(built, path)
-    return _ingested(path, None, range(len(pages)), Volume(path), "in natural order")
+    return Ingested(path, None, tuple(range(len(pages))), volume.shape, "in natural order", {})
 
 
-def _append(pages: Sequence[Page], volume: Volume, runner: Runner, voxel_size_um: VoxelSize | None) -> Ingested:
+def _append(pages: Sequence[Page], path: Path, runner: Runner, voxel_size_um: VoxelSize | None) -> Ingested:
+    with _changing(path, "ingest-image") as (volume, staging):
+        _check_appendable(pages, volume, path, voxel_size_um)
+        present = np.flatnonzero(volume.slices.present())
+        # Slices at the end that do not exist are what a killed ingest has left.
+        first = int(present[-1]) + 1 if present.size else 0
+        slices = range(first, first + len(pages))
+        try:
+            resize_volume(volume, max(volume.shape[0], slices.stop))
+            job = _SliceJob(volume.image, volume.slices, staging)
+            _write_slices(job, list(zip(pages, slices, strict=True)), runner)
+        except BaseException:
+            resize_volume(Volume(path), first)
+            raise
+    return Ingested(path, None, tuple(slices), volume.shape, "after the last slice", {})
+
+
+def _check_appendable(pages: Sequence[Page], volume: Volume, path: Path, voxel_size_um: VoxelSize | None) -> None:
+    """Refuse what does not fit, and files that are slices already: of one name, and not written since."""
     if voxel_size_um not in (None, volume.voxel_size_um):
         raise ConfigError(
-            f"--voxel-size: got {voxel_size_um}, {volume.path} has {volume.voxel_size_um}; leave it out with --append"
+            f"--voxel-size: got {voxel_size_um}, {path} has {volume.voxel_size_um}; leave it out with --append"
         )
-    _check_fits(pages[0], volume)
+    _check_fits(pages[0], volume, path)
     if pages[0].dtype != volume.dtype:
-        raise ShapeMismatchError(f"{pages[0].name}: is {pages[0].dtype}, {volume.path} is {volume.dtype}; convert it")
-    with volume.lock(), _staging(volume.path, "ingest") as staging, disk_errors(volume.path):
-        present = volume.slices.present()
-        known = {volume.slices.source(z): z for z in map(int, np.flatnonzero(present))}
-        for page in pages:
-            if page.name in known:
-                raise ConfigError(f"{page.name}: is slice {known[page.name]} of {volume.path} already; leave it out")
-        before = volume.shape[0]
-        # Slices at the end that do not exist are what a killed ingest has left.
-        first = int(present.nonzero()[0].max()) + 1 if present.any() else 0
-        try:
-            _extend(volume, max(before, first + len(pages)))
-            volume = Volume(volume.path)
-            _write_slices(volume, pages, first, staging, runner)
-        except BaseException:
-            _extend(Volume(volume.path), first)
-            raise
-    return _ingested(volume.path, None, range(first, first + len(pages)), Volume(volume.path), "after the last slice")
+        raise ShapeMismatchError(f"{pages[0].name}: is {pages[0].dtype}, {path} is {volume.dtype}; convert it")
+    mtimes = volume.slices.mtimes_ns()
+    known = {(source, int(mtimes[z])): z for z, source in _sources(volume).items()}
+    for page in pages:
+        z = known.get((page.name, _mtime_ns(page)))
+        if z is not None:
+            raise ConfigError(f"{page.name}: is slice {z} of {path} already; leave it out")
 
 
 def ingest_label(pages: Sequence[Page], path: Path, runner: Runner, label: LabelOptions) -> Ingested:
@@ -164,127 +134,42 @@ def ingest_label(pages: Sequence[Page], path: Path, runner: Runner, label: Label
     ImageFileError
         If a file cannot be decoded; then nothing is changed.
     """
-    volume = Volume(path)
     check_name(label.name, "--label")
-    _check_fits(pages[0], volume)
-    slices, placed = place(pages, volume, label.start_z)
-    with volume.lock(), _staging(path, "label") as staging, disk_errors(path):
-        known = volume.labels().get(label.name)
-        if (known is not None and known.kind != "truth") or label.name in run_names(volume):
-            raise ExistsError(f"--label: {label.name!r} is the mask of a run of {path}; choose another name")
-        values = _distinct(runner(_page_values, pages))
-        stored = Mapping(**known.mapping) if known else None
+    with _changing(path, "ingest-label") as (volume, staging):
+        _check_fits(pages[0], volume, path)
+        stored = _stored_mapping(volume, label.name, path)
+        slices, placed = place(pages, _sources(volume), label.start_z, path)
+        values = [int(value) for value in np.unique(np.concatenate(runner(_page_values, pages, "checking")))]
         mapping = decide_mapping(values, label, stored)
-        if known is None:
-            volume.remove_truth(label.name)  # of a process that died here
-        try:
-            truth, ledger = volume.truth(label.name) if known else volume.create_truth(label.name, mapping.document())
-            if mapping != stored:
-                volume.describe_label(label.name, "truth", mapping.document())
-            job = _LabelJob(truth, ledger, mapping, staging)
-            runner(job, list(zip(pages, slices, strict=True)))
-            volume.publish_label(label.name)
-        except BaseException:
-            if known is None:
-                volume.remove_truth(label.name)
-            raise
-    return _ingested(path, label.name, slices, volume, placed, mapping.document())
+        with _truth(volume, label.name, stored, mapping) as (truth, ledger):
+            job = _SliceJob(truth, ledger, staging, mapping)
+            _write_slices(job, list(zip(pages, slices, strict=True)), runner, "writing")
+    return Ingested(path, label.name, tuple(slices), volume.shape, placed, mapping.document())
 
 
-@dataclass(frozen=True, slots=True)
-class LabelOptions:
-    """How files become a label.
-
-    Attributes
-    ----------
-    name : str
-    start_z : int or None
-        Slice of the first file; without it, files are placed by their names.
-    vessel_above, unlabelled : see `Mapping`
-    """
-
-    name: str
-    start_z: int | None = None
-    vessel_above: float | None = None
-    unlabelled: int | None = None
+def _stored_mapping(volume: Volume, name: str, path: Path) -> Mapping | None:
+    """Mapping of the truth of this name, or None if it is to be made."""
+    known = volume.labels().get(name)
+    if (known is not None and known.kind != "truth") or name in run_names(volume):
+        raise ExistsError(f"--label: {name!r} is the mask of a run of {path}; choose another name")
+    return None if known is None else Mapping(**known.mapping)
 
 
-def place(pages: Sequence[Page], volume: Volume, start_z: int | None) -> tuple[list[int], str]:
-    """Slices that label files are for, and the rule that says so.
-
-    From ``start_z`` on in order, where it is given; else by the name of the image's file; else by the last number in
-    the name; else, if there are as many as slices, in order.
-
-    Raises
-    ------
-    MissingInputError
-        If a slice does not exist, or no rule fits.
-    """
-    present = [int(z) for z in np.flatnonzero(volume.slices.present())]
-    if start_z is not None:
-        slices = list(range(start_z, start_z + len(pages)))
-        missing = sorted(set(slices) - set(present))
-        if missing:
-            raise MissingInputError(
-                f"--start-z: {pages[slices.index(missing[0])].name} would be slice {missing[0]}, which does not exist; "
-                f"{volume.path} has slices {present[0]} to {present[-1]}"
-            )
-        return slices, f"from slice {start_z} on"
-    sources = {z: volume.slices.source(z) or "" for z in present}
-    paged = any("#" in name for name in (*sources.values(), pages[0].name))
-    strangers: set[str] = set()
-    for rule, key in (("by file name", _stem), ("by the number in the file name", _number)):
-        by_key = {key(source): z for z, source in sources.items()}
-        keys = [key(page.name) for page in pages]
-        if None in by_key or None in keys or len(by_key) < len(sources) or len(set(keys)) < len(keys):
-            continue
-        if set(keys) <= set(by_key):
-            return [by_key[name] for name in keys], rule
-        # By order, a file could come to a slice that its name contradicts; the numbers of pages are no names.
-        if set(keys) & set(by_key) if key is _stem else not paged:
-            strangers |= {page.name for page, name in zip(pages, keys, strict=True) if name not in by_key}
-    if len(pages) == len(present) and not strangers:
-        return present, "in natural order"
-    raise MissingInputError(
-        f"{min(strangers) if strangers else pages[0].name}: cannot be placed: its name and number are those of none of "
-        f"the {len(present)} slices of {volume.path} ({sources[present[0]]} to {sources[present[-1]]}); leave it out, "
-        "or give the slice of the first file with --start-z"
-    )
-
-
-def decide_mapping(values: Sequence[int], label: LabelOptions, stored: Mapping | None) -> Mapping:
-    """What the values of a label's files mean, over all of them.
-
-    Raises
-    ------
-    LabelValueError
-        If they do not say it by themselves, or contradict what is stored.
-    """
-    asked = Mapping(None, label.vessel_above, label.unlabelled)
+@contextmanager
+def _truth(volume: Volume, name: str, stored: Mapping | None, mapping: Mapping) -> Iterator[tuple[Pyramid, Ledger]]:
+    """Open a truth to write into it; a new one is listed once that is done, and removed if it fails."""
     if stored is not None:
-        given = {key: value for key, value in asked.document().items() if value is not None}
-        if any(getattr(stored, key) != value for key, value in given.items()):
-            raise LabelValueError(
-                f"--label {label.name}: its first files were read as {stored}, got {asked}; leave the options out, or "
-                "ingest under another name"
-            )
-        asked = Mapping(None, stored.vessel_above, stored.unlabelled)
-    if asked.vessel_above is not None:
-        return asked
-    others = [value for value in values if value not in (0, asked.unlabelled)]
-    vessel = stored.vessel if stored is not None else None
-    if len(others) > 1 or (vessel is not None and others not in ([], [vessel])):
-        listed = ", ".join(map(str, values[:LISTED_VALUES])) + (", ..." if len(values) > LISTED_VALUES else "")
-        if stored is None:
-            raise LabelValueError(
-                f"--label {label.name}: its files hold {len(values)} values ({listed}), expected 0 and one other; "
-                "say which are vessel with --vessel-above LEVEL, and what nobody annotated with --unlabelled VALUE"
-            )
-        raise LabelValueError(
-            f"--label {label.name}: these files hold {len(values)} values ({listed}), its first files were read as "
-            f"{stored}; convert these, or ingest under another name"
-        )
-    return Mapping(others[0] if others else vessel, None, asked.unlabelled)
+        if mapping != stored:
+            volume.describe_label(name, "truth", mapping.document())
+        yield volume.truth(name)
+        return
+    volume.remove_truth(name)  # of a process that died here
+    try:
+        yield volume.create_truth(name, mapping.document())
+        volume.publish_label(name)
+    except BaseException:
+        volume.remove_truth(name)
+        raise
 
 
 def ingest_threads(page: Page, cpus: int) -> int:
@@ -294,93 +179,78 @@ def ingest_threads(page: Page, cpus: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _ImageJob:
-    """Writes one slice of the image, and then the record that makes it exist."""
+class _SliceJob:
+    """Writes one slice with its levels, and returns what is to be recorded of it: digests of its shards, and mtime."""
 
-    image: Pyramid
+    target: Pyramid
     ledger: Ledger
     staging: Path
+    mapping: Mapping | None = None
 
-    def __call__(self, task: tuple[Page, int]) -> None:
+    def __call__(self, task: tuple[Page, int]) -> tuple[NDArray[np.uint64], int]:
         page, z = task
-        mtime_ns = page.path.stat().st_mtime_ns
-        self.ledger.record(z, self.image.write_slice(z, read_page(page), self.staging), page.name, mtime_ns)
+        mtime_ns = _mtime_ns(page)  # before it is read: what is written to the file meanwhile makes it another file
+        plane = read_page(page) if self.mapping is None else self.mapping.apply(read_page(page))
+        # A slice that is traced again: its record must not vouch for new bytes, and must not go before there are any.
+        self.ledger.forget(z)
+        return self.target.write_slice(z, plane, self.staging), mtime_ns
 
 
-@dataclass(frozen=True, slots=True)
-class _LabelJob:
-    """Writes one slice of a truth, and then its record."""
-
-    truth: Pyramid
-    ledger: Ledger
-    mapping: Mapping
-    staging: Path
-
-    def __call__(self, task: tuple[Page, int]) -> None:
-        page, z = task
-        mtime_ns = page.path.stat().st_mtime_ns
-        self.ledger.forget(z)  # a slice that is traced again: its old record must not vouch for new bytes
-        stored = self.mapping.apply(read_page(page))
-        self.ledger.record(z, self.truth.write_slice(z, stored, self.staging), page.name, mtime_ns)
+def _write_slices(job: _SliceJob, tasks: Sequence[tuple[Page, int]], runner: Runner, what: str = "") -> None:
+    """Write all slices, and then the records that make them exist, in order of z."""
+    written = zip(tasks, runner(job, tasks, what), strict=True)
+    for (page, z), (digests, mtime_ns) in sorted(written, key=lambda slice_: slice_[0][1]):
+        job.ledger.record(z, digests, page.name, mtime_ns)
 
 
-def _write_slices(volume: Volume, pages: Sequence[Page], first: int, staging: Path, runner: Runner) -> None:
-    job = _ImageJob(volume.image, volume.slices, staging)
-    runner(job, [(page, first + offset) for offset, page in enumerate(pages)])
+def _sources(volume: Volume) -> dict[int, str]:
+    """Slices that exist, and the name of the file that each came from."""
+    return {z: volume.slices.source(z) or "" for z in map(int, np.flatnonzero(volume.slices.present()))}
 
 
-def _extend(volume: Volume, slices: int) -> None:
-    """Give a volume this many slices: the tables of its runs first, its image last."""
-    for name in run_names(volume):
-        RunTables(volume, name).resize(slices)
-    volume.extend(slices)
+def _mtime_ns(page: Page) -> int:
+    with decoding(page.name):
+        return page.path.stat().st_mtime_ns
 
 
-def _page_values(page: Page) -> NDArray[Any]:
+def _page_values(page: Page) -> NDArray[np.intp]:
     """Distinct values of one slice."""
     pixels = read_page(page)
-    return np.flatnonzero(np.bincount(pixels.ravel(), minlength=2))
-
-
-def _distinct(values: Sequence[NDArray[Any]]) -> list[int]:
-    return [int(value) for value in np.unique(np.concatenate(values))]
+    # np.bincount casts to int64 first, which takes eight times the memory of the slice, and np.unique sorts a copy.
+    table = np.empty((3, 1 << 8 * pixels.itemsize), np.uint32)
+    joint_histogram(pixels, None, table)
+    return np.flatnonzero(table[UNLABELLED])
 
 
 def _window(pages: Sequence[Page], runner: Runner) -> tuple[int, int]:
     """Lowest and highest value of a 16-bit stack, over up to nine slices spread over it."""
     spread = [pages[int(position)] for position in np.unique(np.linspace(0, len(pages) - 1, 9).astype(int))]
-    values = [(int(pixels.min()), int(pixels.max())) for pixels in runner(read_page, spread)]
-    return min(low for low, _ in values), max(high for _, high in values)
+    ranges = runner(_page_range, spread, "checking")
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _check_fits(page: Page, volume: Volume) -> None:
+def _page_range(page: Page) -> tuple[int, int]:
+    """Lowest and highest value of one slice."""
+    pixels = read_page(page)
+    return int(pixels.min()), int(pixels.max())
+
+
+def _check_fits(page: Page, volume: Volume, path: Path) -> None:
     if page.shape != volume.shape[1:]:
         raise ShapeMismatchError(
-            f"{page.name}: is {page.shape[0]} x {page.shape[1]}, the slices of {volume.path} are {volume.shape[1]} x "
+            f"{page.name}: is {page.shape[0]} x {page.shape[1]}, the slices of {path} are {volume.shape[1]} x "
             f"{volume.shape[2]}; crop it or leave it out"
         )
 
 
-def _stem(name: str) -> str | None:
-    """File name without its suffix, with the page of a multi-page file."""
-    file, _, page = name.partition("#")
-    return f"{Path(file).stem}#{page}"
-
-
-def _number(name: str) -> int | None:
-    numbers = re.findall(r"\d+", _stem(name) or "")
-    return int(numbers[-1]) if numbers else None
-
-
-def _ingested(
-    path: Path,
-    label: str | None,
-    slices: Sequence[int],
-    volume: Volume,
-    placed: str,
-    mapping: dict[str, Any] | None = None,
-) -> Ingested:
-    return Ingested(path, label, tuple(slices), volume.shape, placed, mapping or {})
+@contextmanager
+def _changing(path: Path, what: str) -> Iterator[tuple[Volume, Path]]:
+    """Hold a volume, and open it as it is then: another process may have changed it before it let go."""
+    found = Volume(path)
+    with found.lock(), staging_folder(found.path, what) as staging, disk_errors(path):
+        volume = Volume(path)
+        settle(volume)
+        yield volume, staging
 
 
 @contextmanager
@@ -395,18 +265,3 @@ def _claimed(path: Path) -> Iterator[None]:
         finally:
             if not path.exists():
                 lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _staging(path: Path, what: str) -> Iterator[Path]:
-    """Folder beside a volume for what is being written; swept before and after."""
-    staging = beside(path, "staging") / what
-    with disk_errors(path):
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if staging.parent.is_dir() and not any(staging.parent.iterdir()):
-            staging.parent.rmdir()

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.geometry import Box, Triple
 from pipeline.store import digest_bytes
-from pipeline.tables import Grids
+from pipeline.tables import Grids, RunTables, Status
+from pipeline.volume import Volume
 
 ALGORITHM = 1  # raised only when the bits of a mask change for the same recipe and image
 
@@ -52,21 +53,64 @@ def counts_keys(
 ) -> NDArray[np.uint64]:
     """Keys of the counts of a box of tiles: from the keys of their masks and the truth's shard digests, (1, y, x)."""
     truths = _keys(b"truth", truth_digests, grids, tiles, (0, 0, 0))
-    pairs = np.stack([masks, truths], axis=-1)
-    keys = np.empty(masks.shape, np.uint64)
-    for tile in np.ndindex(masks.shape):
-        keys[tile] = digest_bytes(pairs[tile].tobytes())
-    return keys
+    pairs, which = np.unique(np.stack([masks.ravel(), truths.ravel()], axis=1), axis=0, return_inverse=True)
+    keys = np.array([digest_bytes(pair.tobytes()) for pair in pairs], np.uint64)
+    return keys[which.ravel()].reshape(masks.shape)
+
+
+def valid_tiles(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> NDArray[np.bool_]:
+    """Tiles whose recorded mask, and counts against a truth, were made from what the volume holds now.
+
+    Parameters
+    ----------
+    volume : Volume
+    tables : RunTables
+    truth : str or None
+        Without it, only masks are looked at.
+    tiles : Box
+        Of the tile grid.
+
+    Returns
+    -------
+    ndarray
+        bool, of the shape of ``tiles``.
+    """
+    recipe = Recipe.model_validate(tables.recipe)
+    depth = recipe.halo[0]
+    first, last = tiles.start[0], tiles.stop[0]
+    digests = np.pad(volume.slices.shard_digests(), ((depth, depth), (0, 0), (0, 0)))
+    traced = None if truth is None else volume.truth(truth)[1].shard_digests(first, last)
+    recorded = None if truth is None else tables.truth(truth).counts_key.read(tiles.slices)
+    valid = tables.status.read(tiles.slices) == Status.DONE
+    masks = tables.mask_key.read(tiles.slices)
+    for z in range(first, last):
+        row = slice(z - first, z - first + 1)
+        if not valid[row].any():
+            continue
+        of_slice = Box((z, *tiles.start[1:]), (z + 1, *tiles.stop[1:]))
+        keys = mask_keys(recipe, digests[z : z + 2 * depth + 1], tables.grids, of_slice)
+        valid[row] &= masks[row] == keys
+        if traced is not None and recorded is not None:
+            valid[row] &= recorded[row] == counts_keys(keys, traced[row], tables.grids, of_slice)
+    return np.asarray(valid)
 
 
 def _keys(seed: bytes, digests: NDArray[np.uint64], grids: Grids, tiles: Box, halo: Triple) -> NDArray[np.uint64]:
-    windows = _windows(grids, Box((0, *tiles.start[1:]), (1, *tiles.stop[1:])), halo)
+    windows, which = _windows(grids, Box((0, *tiles.start[1:]), (1, *tiles.stop[1:])), halo)
     keys = [digest_bytes(seed + digests[:, rows, columns].tobytes()) for rows, columns in windows]
-    return np.array(keys, np.uint64).reshape(tiles.shape)
+    return np.array(keys, np.uint64)[which].reshape(tiles.shape)
 
 
 @lru_cache(maxsize=64)  # the same for every slice: a full volume asks 799 times
-def _windows(grids: Grids, tiles: Box, halo: Triple) -> list[tuple[slice, slice]]:
-    """Rows and columns of the shards that each tile and its halo touch."""
-    covers = (grids.shards.cover(grids.tiles.box(tile).grow((0, halo[1], halo[2]))) for tile in tiles)
-    return [cover.slices[1:] for cover in covers]
+def _windows(grids: Grids, tiles: Box, halo: Triple) -> tuple[list[tuple[slice, slice]], list[int]]:
+    """Distinct rows and columns of shards that tiles with their halo touch, and which of them each tile has."""
+    found: dict[tuple[int, ...], int] = {}
+    windows: list[tuple[slice, slice]] = []
+    which: list[int] = []
+    for tile in tiles:
+        cover = grids.shards.cover(grids.tiles.box(tile).grow((0, halo[1], halo[2])))
+        position = found.setdefault((*cover.start, *cover.stop), len(found))
+        if position == len(windows):
+            windows.append(cover.slices[1:])
+        which.append(position)
+    return windows, which

@@ -13,14 +13,15 @@ import psutil
 from pipeline.config import AddressCluster, LocalCluster, Recipe, RunConfig
 from pipeline.errors import ConfigError, ExistsError, MemoryLimitError
 from pipeline.geometry import Box, Triple, ceil_div, check_nesting
+from pipeline.keys import valid_tiles
 from pipeline.median import is_fast
-from pipeline.store import ABSENT, CHUNK, SHARD
-from pipeline.tables import Grids, RunTables, Status, run_names
+from pipeline.store import CHUNK, SHARD
+from pipeline.tables import Grids, RunTables, run_names
 from pipeline.volume import Volume
 
 # Measured: resident memory of a process after its imports and with its compiled kernels (benchmarks/README.md).
 PROCESS_BYTES = 400 * 10**6
-# Encoded and decoded shards in flight per codec thread while a slice is read or written.
+# Shards that the codec threads hold, encoded and decoded, for each task; at least two tasks' worth. Measured as above.
 CODEC_SHARDS = 6
 DEFAULT_SHARE = 0.8  # of the memory that is free
 
@@ -106,6 +107,12 @@ def make_plan(config: RunConfig, volume: Volume | None = None) -> Plan:
     block = _existing_block(volume, name, recipe)
     allowed = (limit - processes * PROCESS_BYTES) // (processes * threads)
     if block is None:
+        least = _peak(processes, threads, task_bytes(volume, recipe, threads, smallest_block(volume)))
+        if least > limit:
+            raise MemoryLimitError(
+                f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {processes * threads} tasks on the "
+                "smallest blocks, of one shard; allow more with --memory, or use fewer --threads"
+            )
         block = choose_block(volume, recipe, threads, allowed)
     grids = Grids.of(volume.shape, recipe.tile, block)
     check_nesting(grids.tiles, grids.shards, grids.blocks)
@@ -130,13 +137,10 @@ def tiles_done(plan: Plan) -> int:
     volume = Volume(plan.volume)
     if plan.name not in run_names(volume):
         return 0
-    tables, cells = RunTables(volume, plan.name), plan.grids.tiles.cover(plan.region).slices
+    tables = RunTables(volume, plan.name)
     if plan.truth is not None and plan.truth not in tables.truths():
         return 0
-    done = tables.status.read(cells) == Status.DONE
-    if plan.truth is not None:
-        done &= tables.truth(plan.truth).counts_key.read(cells) != ABSENT
-    return int(done.sum())
+    return int(valid_tiles(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region)).sum())
 
 
 def parallelism(config: RunConfig) -> tuple[int, int]:
@@ -157,10 +161,7 @@ def available_cpus() -> int:
 def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> Triple:
     """Largest block whose task stays within ``allowed`` bytes: whole slices, else rows of shards, else fewer shards.
 
-    Raises
-    ------
-    MemoryLimitError
-        If not even one shard fits.
+    The smallest block is taken where none fits.
     """
     _, height, width = volume.shape
     rows = [height, *range((height - 1) // SHARD[1] * SHARD[1], 0, -SHARD[1])]
@@ -169,11 +170,13 @@ def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> 
     for block in candidates:
         if task_bytes(volume, recipe, threads, block) <= allowed:
             return block
-    least = _peak(1, threads, task_bytes(volume, recipe, threads, candidates[-1]))
-    raise MemoryLimitError(
-        f"memory: {_gb(allowed * threads + PROCESS_BYTES)} are allowed, the smallest block of one shard needs "
-        f"{_gb(least)} with {threads} threads; allow more with --memory, or use fewer --threads"
-    )
+    return smallest_block(volume)
+
+
+def smallest_block(volume: Volume) -> Triple:
+    """Block of one shard."""
+    _, height, width = volume.shape
+    return 1, min(height, SHARD[1]), min(width, SHARD[2])
 
 
 def task_bytes(volume: Volume, recipe: Recipe, threads: int, block: Triple) -> int:

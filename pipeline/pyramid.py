@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
 from pipeline.geometry import Box, Triple, ceil_div
+from pipeline.scratch import scratch
 from pipeline.store import ShardedArray
 
 Plane = NDArray[Any]
@@ -72,6 +73,13 @@ class Pyramid:
             writer.reduce(strip, self.full.read(strip))
         writer.write_levels()
 
+    def erase(self, box: Box) -> None:
+        """Make a box of level 0 all fill, and the slice's levels too, where the box is whole slices."""
+        self.full.erase(box)
+        if box.shape[1:] == self.full.shape[1:]:
+            for array in self.levels[1:]:
+                array.erase(Box((box.start[0], 0, 0), (box.stop[0], *array.shape[1:])))
+
     def resize(self, slices: int) -> None:
         """Change the number of slices of every level: level 0, whose shape is the volume's, last."""
         for array in reversed(self.levels):
@@ -85,13 +93,11 @@ class SliceWriter:
         self._pyramid, self._z, self._staging = pyramid, z, staging
         self._digests: list[NDArray[np.uint64]] = []
         level_one = pyramid.levels[1:2] if with_levels else []
-        self._first = [np.empty(array.shape[1:], array.dtype) for array in level_one]
+        self._first = [scratch.array("level 1", array.shape[1:], array.dtype) for array in level_one]
 
     def write(self, strip: Box, values: NDArray[Any]) -> None:
         """Write the voxels of a strip, (1, y, x)."""
-        full = self._pyramid.full
-        full.write(strip, values, self._staging)
-        self._digests.append(full.digests(strip, values))
+        self._digests.append(self._pyramid.full.write(strip, values, self._staging))
         self.reduce(strip, values)
 
     def reduce(self, strip: Box, values: NDArray[Any]) -> None:

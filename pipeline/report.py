@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.confusion import Counts, Scores, mean_scores, score_parts, scores
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
+from pipeline.keys import valid_tiles
 from pipeline.tables import RunTables, Status, run_names
 from pipeline.volume import Volume
 
@@ -96,38 +97,27 @@ def summarise(volume: Volume, name: str, truth: str | None, region: Box | None =
     tiles = tables.grids.tiles.cover(region or Box.whole(volume.shape))
     cells = tiles.slices
     status = tables.status.read(cells)
-    counts, macro, compared = None, None, status == Status.DONE
+    counts, macro = None, None
+    if truth is not None and truth not in tables.truths():
+        known = ", ".join(tables.truths()) or "none yet"
+        raise MissingInputError(
+            f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
+            f"compare it with `kesm run {volume.path} --truth {truth} --name {name}`"
+        )
+    compared = valid_tiles(volume, tables, truth, tiles)
     if truth is not None:
-        if truth not in tables.truths():
-            known = ", ".join(tables.truths()) or "none yet"
-            raise MissingInputError(
-                f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
-                f"compare it with `kesm run {volume.path} --truth {truth} --name {name}`"
-            )
         truth_tables = tables.truth(truth)
-        # A mask that was compared with another truth only is done, but not yet for this one.
-        compared &= truth_tables.counts_key.read(cells) != 0
         table = np.where(compared[..., None], truth_tables.counts.read(cells), 0)
         counts = Counts(*(int(value) for value in table.sum(axis=(0, 1, 2))))
         macro = mean_scores(score_parts(table).sum(axis=(0, 1, 2)))
     return Summary(
         name=name, volume=str(volume.path), region=region, truth=truth,
-        voxels=_voxels(tables, tiles, compared), annotated=counts.total if counts else 0,
+        voxels=int(tables.grids.tiles.sizes(tiles)[compared].sum()), annotated=counts.total if counts else 0,
         counts=counts, scores=scores(counts) if counts else None, macro=macro,
         levels=_levels(tables.threshold.read(cells)[compared]),
         tiles=_tiles(volume, tiles, status, compared),
         failures=[(box, reason) for box, reason in tables.failures() if (box & tables.grids.tiles.voxels(tiles)).size],
     )  # fmt: skip
-
-
-def _voxels(tables: RunTables, tiles: Box, done: NDArray[np.bool_]) -> int:
-    """Voxels of the tiles that are done."""
-    grid = tables.grids.tiles
-    lengths = [
-        np.minimum(np.arange(first, last) * step + step, length) - np.arange(first, last) * step
-        for first, last, step, length in zip(tiles.start, tiles.stop, grid.step, grid.shape, strict=True)
-    ]
-    return int(np.einsum("zyx,z,y,x->", done.astype(np.int64), *lengths))
 
 
 def _tiles(volume: Volume, tiles: Box, status: NDArray[Any], done: NDArray[np.bool_]) -> Tiles:

@@ -8,22 +8,24 @@ import platform
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
+from pipeline.errors import ConfigError, ExistsError
 from pipeline.execute import Client, Observer, Outcome, execute, ignore, start_engine
 from pipeline.plan import Plan, make_plan
 from pipeline.report import Summary, Tiles, summarise
-from pipeline.segment import Column
+from pipeline.segment import Column, Job
 from pipeline.store import disk_errors
-from pipeline.tables import RunTables, run_names
-from pipeline.volume import Volume, beside, locked
+from pipeline.tables import RunTables, run_names, settle
+from pipeline.volume import Volume, beside, locked, staging_folder
 
 RECORDED_PACKAGES = ("kesm-pipeline", "dask", "numba", "numpy", "scipy", "zarr", "zarrs")
 
@@ -51,11 +53,12 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
     """Carry out a plan; see `run`."""
     started, clock = datetime.now(UTC), time.monotonic()
     volume = Volume(plan.volume)
-    with start_engine(cluster, observer, client) as engine, _claim(volume, plan.name):
+    job = Job(volume.path, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
+    with start_engine(cluster, observer, client) as engine, _claim(volume, job):
         tables = _prepare(volume, plan)
         ending = "stopped"
         try:
-            outcome = execute(plan, tables, engine, observer)
+            outcome = execute(plan, job, tables, engine, observer)
             ending = "finished"
         finally:
             engine.close()
@@ -64,39 +67,52 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
 
 
 @contextmanager
-def _claim(volume: Volume, name: str) -> Iterator[None]:
-    """Be the only process that works on a run, and leave no staging behind, its own or a dead one's."""
-    staging = beside(volume.path, "staging") / name
-    lock = beside(volume.path, f"{name}.lock")
-    with locked(lock, f"{volume.path}: run {name!r} is being worked on by another process"):
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            yield
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            if staging.parent.is_dir() and not any(staging.parent.iterdir()):
-                staging.parent.rmdir()
+def _claim(volume: Volume, job: Job) -> Iterator[None]:
+    """Be the only process that works on a run; what an earlier attempt has staged is swept, and so is its licence."""
+    lock = beside(volume.path, f"{job.name}.lock")
+    with (
+        locked(lock, f"{volume.path}: run {job.name!r} is being worked on by another process"),
+        staging_folder(volume.path, job.staging.parent.name),
+        disk_errors(volume.path),
+    ):
+        job.staging.mkdir()
+        yield
 
 
 def _prepare(volume: Volume, plan: Plan) -> RunTables:
-    """Create mask and tables of a run, unless they are there; the run exists once its recipe is written, at the end."""
+    """Create mask and tables of a run, unless they are there; the run exists once its recipe is written, at the end.
+
+    What was planned is looked at once more: since then another process may have made a run or label of this name.
+    """
     with volume.lock(), disk_errors(volume.path):
         if plan.name not in run_names(volume):
-            parts = [volume.path / folder / plan.name for folder in ("labels", "tiles", "runs")]
-            try:
-                for part in parts:  # of a process that died here
-                    shutil.rmtree(part, ignore_errors=True)
-                volume.create_mask(plan.name)
-                RunTables.create(volume, plan.name, plan.recipe.document(), plan.block)
-            except BaseException:
-                for part in parts:
-                    shutil.rmtree(part, ignore_errors=True)
-                raise
+            if plan.name in volume.labels():
+                raise ConfigError(f"name: {plan.name!r} is a label of {volume.path} already; choose another --name")
+            _create(volume, plan)
+        settle(volume)
         tables = RunTables(volume, plan.name)
+        if (tables.recipe, tables.block) != (plan.recipe.document(), plan.block):
+            raise ExistsError(f"{volume.path}: run {plan.name!r} was changed by another process meanwhile; run again")
         if plan.truth is not None:
             tables.create_truth(plan.truth)
         volume.publish_label(plan.name)
     return tables
+
+
+def _create(volume: Volume, plan: Plan) -> None:
+    """Create a run whole, or leave nothing of it."""
+    parts = [volume.path / folder / plan.name for folder in ("labels", "tiles", "runs")]
+    try:
+        for part in parts:  # of a process that died here
+            shutil.rmtree(part, ignore_errors=True)
+        volume.create_mask(plan.name)
+        RunTables.create(volume, plan.name, plan.recipe.document(), plan.block)
+    except BaseException:
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
+            with suppress(OSError):  # the folder around it, if it has nothing else
+                part.parent.rmdir()
+        raise
 
 
 def _summary(volume: Volume, plan: Plan, outcome: Outcome, elapsed_s: float) -> Summary:
@@ -135,8 +151,15 @@ def _attempt(plan: Plan, started: datetime, ending: str) -> dict[str, Any]:
         "command": sys.argv,
         "region": str(plan.region),
         "truth": plan.truth,
-        "packages": {name: version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a folder of sources
+        return "not installed"
 
 
 def _user() -> str:

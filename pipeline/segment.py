@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
-from pipeline.errors import DamageError, StorageError
+from pipeline.errors import DamageError, LockedError, StorageError
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import counts_above, rebin
 from pipeline.keys import counts_keys, mask_keys
 from pipeline.median import reflect
 from pipeline.pyramid import Pyramid
-from pipeline.store import ABSENT, SHARD, digest_bytes
+from pipeline.scratch import scratch
+from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
-from pipeline.tile import Array, TileRule, scratch, segment_tile
+from pipeline.tile import Array, TileRule, segment_tile
 from pipeline.volume import Ledger, Volume, beside
 from pipeline.window import Window
 
@@ -59,8 +60,12 @@ class Job:
 
     @property
     def staging(self) -> Path:
-        """Folder where this run's shards are written before they are renamed."""
-        return beside(self.volume, "staging") / self.name
+        """Folder where this attempt's shards are written before they are renamed.
+
+        It is also its licence: the next attempt removes it, and who has lost it records nothing any more. (Tasks of a
+        cluster go on for a while after their client has gone.)
+        """
+        return beside(self.volume, "staging") / f"run-{self.name}" / self.token
 
 
 def run_block(job: Job, index: Triple) -> NDArray[np.int64]:
@@ -78,11 +83,13 @@ def run_block(job: Job, index: Triple) -> NDArray[np.int64]:
     ------
     StorageError
         If results cannot be written.
+    LockedError
+        If another attempt has taken over.
     """
     block = _Block(job, index)
     try:
         return block.run()
-    except (StorageError, MemoryError):
+    except (LockedError, StorageError, MemoryError):
         raise
     except Exception as error:  # whatever it is, the other blocks go on and the reason is kept
         block.fail(f"{type(error).__name__}: {error}")
@@ -144,6 +151,7 @@ class _Block:
         self.tiles = self.grids.block_tiles(index)
         self.cells = self.tiles.slices
         self.z = self.box.start[0]
+        self.masked = False  # whether the mask is done, and only counts are missing
 
     def run(self) -> NDArray[np.int64]:
         handles = self.handles
@@ -153,7 +161,7 @@ class _Block:
         truth_digests = self._truth_inputs()
         keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles)
         count_keys = None if truth_digests is None else counts_keys(keys, truth_digests, self.grids, self.tiles)
-        masked = bool((handles.tables.mask_key.read(self.cells) == keys).all())
+        masked = self.masked = self._is_masked(keys)
         if masked and (
             handles.truth_tables is None or (handles.truth_tables.counts_key.read(self.cells) == count_keys).all()
         ):
@@ -162,6 +170,7 @@ class _Block:
         self._forget(masked)
         results = self._compute(planes, image_digests, truth_digests, write_mask=not masked)
         self._check_unchanged(image_digests, truth_digests)
+        self._check_licence()
         self._remember(results, keys, count_keys)
         return self.record(Status.DONE)
 
@@ -171,8 +180,7 @@ class _Block:
         if status is Status.DONE:
             if self.handles.truth_tables is not None:
                 record[..., : Column.VOXELS] = self.handles.truth_tables.counts.read(self.cells)
-            for local, tile in zip(np.ndindex(self.tiles.shape), self.tiles, strict=True):
-                record[(*local, Column.VOXELS)] = self.grids.tiles.box(tile).size
+            record[..., Column.VOXELS] = self.grids.tiles.sizes(self.tiles)
             record[..., Column.DONE] = 1
             record[..., Column.REUSED] = reused
         else:
@@ -180,19 +188,30 @@ class _Block:
         return record
 
     def fail(self, reason: str) -> None:
-        """Leave fill in the mask, zero in the counts, and the reason in the run's documents."""
+        """Leave fill in the mask, zero in the counts, and the reason in the documents; a mask that is done stays."""
+        self._check_licence()
         tables = self.handles.tables
-        self._forget(masked=False)
-        mask = self.handles.mask.full
-        nothing = np.zeros(self.box.shape, np.uint8)
-        mask.write(self.box, nothing, self.job.staging)
-        tables.shard_digest.write(self._shards(), mask.digests(self.box, nothing))
+        self._forget(self.masked)
         if self.handles.truth_tables is not None:
             self.handles.truth_tables.counts.write(self.cells, 0)
             self.handles.truth_tables.histogram.write(self.cells, 0)
-        tables.threshold.write(self.cells, np.nan)
+        if not self.masked:
+            self.handles.mask.erase(self.box)
+            tables.shard_digest.write(self._shards(), ALL_FILL)
+            tables.threshold.write(self.cells, np.nan)
+            tables.status.write(self.cells, Status.FAILED)
         tables.record_failure(self.index, reason)
-        tables.status.write(self.cells, Status.FAILED)
+
+    def _is_masked(self, keys: Array) -> bool:
+        """Whether the mask was made from the same, and is still there."""
+        tables = self.handles.tables
+        if not (tables.mask_key.read(self.cells) == keys).all():
+            return False
+        return self.handles.mask.full.lost_shard(self.box, tables.shard_digest.read(self._shards())) is None
+
+    def _check_licence(self) -> None:
+        if not self.job.staging.is_dir():
+            raise LockedError(f"{self.job.volume}: another process has taken over run {self.job.name!r}")
 
     def _image_inputs(self) -> tuple[NDArray[np.uint64], list[int]]:
         """Digests of the slices that the filter's window covers, and the slice that each of its planes is read from.
@@ -257,17 +276,27 @@ class _Block:
         recipe = self.job.recipe
         rule = TileRule(recipe.denoise.window, recipe.foreground == "dark", recipe.threshold.level)
         joint = scratch.array("joint", (3, int(np.iinfo(stack.dtype).max) + 1), np.uint32)
-        for tile in self.grids.tiles.cover(strip):
-            box = self.grids.tiles.box(tile)
-            _, rows, columns = box.relative_to(strip.start).slices
-            start = box.start[1] - origin[1], box.start[2] - origin[2]
-            traced = None if truth is None else truth[0, rows, columns]
-            level = segment_tile(stack, start, traced, mask[0, rows, columns], joint, rule)
-            local = tile[0] - self.tiles.start[0], tile[1] - self.tiles.start[1], tile[2] - self.tiles.start[2]
-            results.threshold[local] = level
-            if results.counts is not None and results.histogram is not None:
-                results.counts[local] = counts_above(joint, level)
-                rebin(joint, self._filtered_window(), results.histogram[local])
+        resolved = self._filtered_window()
+        tiles = self.grids.tiles.cover(strip)
+        # Plain integers: 447,440 tiles pay for every object that is made for one.
+        rows, columns = (
+            [(index, index * step, min(index * step + step, length)) for index in range(first, last)]
+            for first, last, step, length in zip(
+                tiles.start[1:], tiles.stop[1:], self.grids.tiles.step[1:], self.grids.tiles.shape[1:], strict=True
+            )
+        )
+        for row, top, bottom in rows:
+            in_strip = slice(top - strip.start[1], bottom - strip.start[1])
+            for column, left, right in columns:
+                across = slice(left - strip.start[2], right - strip.start[2])
+                traced = None if truth is None else truth[0, in_strip, across]
+                start = top - origin[1], left - origin[2]
+                level = segment_tile(stack, start, traced, mask[0, in_strip, across], joint, rule)
+                local = 0, row - self.tiles.start[1], column - self.tiles.start[2]
+                results.threshold[local] = level
+                if results.counts is not None and results.histogram is not None:
+                    results.counts[local] = counts_above(joint, level)
+                    rebin(joint, resolved, results.histogram[local])
 
     def _read_truth(self, strip: Box, digests: Array | None) -> Array | None:
         """Return the truth of a strip, or None where nobody annotated the slice."""
@@ -309,8 +338,8 @@ class _Block:
             truth_tables.counts.write(self.cells, results.counts)
             truth_tables.histogram.write(self.cells, results.histogram)
             truth_tables.counts_key.write(self.cells, count_keys)
+        tables.clear_failure(self.index)
         if results.shard_digest is not None:
-            tables.clear_failure(self.index)
             tables.mask_key.write(self.cells, keys)
             tables.status.write(self.cells, Status.DONE)
 

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 
-from pipeline.errors import DamageError, NotAVolumeError, ShapeMismatchError, StorageError
+from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError, StorageError
 from pipeline.geometry import Box, Grid, Triple
 
 # Measured on the real tile's texture (benchmarks/README.md): chunks of 512 in shards of 4096 cost 1.6 times as much to
@@ -100,7 +100,7 @@ class ShardedArray:
             raise DamageError(f"{self.path}: {self._damaged(box)} cannot be decoded ({error})") from error
         return out
 
-    def write(self, box: Box, values: NDArray[Any], staging: Path) -> None:
+    def write(self, box: Box, values: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
         """Replace whole shards: stage them as new files, then rename each into place; all-fill shards have no file.
 
         Parameters
@@ -110,20 +110,58 @@ class ShardedArray:
         values : ndarray
             Of the box's shape.
         staging : Path
-            Folder on the same file system, outside the store.
+            Folder on the same file system, outside the store. Who removes it stops the write.
+
+        Returns
+        -------
+        ndarray
+            Digests of the shards, see `digests`.
+
+        Raises
+        ------
+        StorageError
+            If the disk is full, read-only or not permitted.
+        LockedError
+            If the staging folder is gone: another process has taken over.
         """
         if self.shards.round_out(box) != box or values.shape != box.shape:
             raise ShapeMismatchError(f"{self.path}: {box} with values of {values.shape} is no box of whole shards")
+        digests = self.digests(box, values)
         stage = staging / uuid.uuid4().hex
-        with disk_errors(self.path):
-            stage.mkdir(parents=True)
-            try:
+        try:
+            with disk_errors(self.path):
+                stage.mkdir()
                 shutil.copyfile(self.path / "zarr.json", stage / "zarr.json")
                 _open_array(stage, self._pipeline)[box.slices] = values
-                for shard in self.shards.cover(box):
-                    self._publish(stage, shard)
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
+                for shard, digest in zip(self.shards.cover(box), digests.flat, strict=True):
+                    self._publish(stage, shard, empty=digest == ALL_FILL)
+        except (FileNotFoundError, DamageError) as error:
+            raise LockedError(f"{self.path}: its staging folder was removed; another process has taken over") from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+        return digests
+
+    def erase(self, box: Box) -> None:
+        """Make the shards of a box of whole shards all fill, by removing their files."""
+        with disk_errors(self.path):
+            for shard in self.shards.cover(box):
+                self.shard_file(shard).unlink(missing_ok=True)
+
+    def lost_shard(self, box: Box, digests: NDArray[np.uint64]) -> Path | None:
+        """File of the first shard in a box that was recorded as stored and is gone: it would read as fill, silently.
+
+        Parameters
+        ----------
+        box : Box
+            Voxels.
+        digests : ndarray
+            Recorded digests of the box's slices, (z, y, x) of the shard grid.
+        """
+        for shard in self.shards.cover(box):
+            digest = digests[shard[0] - box.start[0], shard[1], shard[2]]
+            if digest not in (ABSENT, ALL_FILL) and not self.shard_file(shard).is_file():
+                return self.shard_file(shard)
+        return None
 
     def digests(self, box: Box, values: NDArray[Any]) -> NDArray[np.uint64]:
         """Return a digest of the decoded voxels of each shard in a box of whole shards, shape of the shard grid."""
@@ -146,14 +184,13 @@ class ShardedArray:
         self.fill: int = int(self._array.fill_value)
         self.shards = Grid(self.shape, self._array.shards)
 
-    def _publish(self, stage: Path, shard: Triple) -> None:
+    def _publish(self, stage: Path, shard: Triple, empty: bool) -> None:
         target = self.shard_file(shard)
-        staged = stage.joinpath(target.relative_to(self.path))
-        if staged.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged.replace(target)
-        else:
+        if empty:
             target.unlink(missing_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stage.joinpath(target.relative_to(self.path)).replace(target)
 
     def _damaged(self, box: Box) -> str:
         """Name the shards of a box that cannot be decoded."""
@@ -265,7 +302,12 @@ def _open_array(path: Path, pipeline: str) -> Any:
     # other zarr code in a user's process keeps its own.
     ours = {"codec_pipeline.path": PIPELINES[pipeline], "array.write_empty_chunks": False, "array.order": "C", **_codec}
     with _config_lock, zarr.config.set(ours):
-        return zarr.open_array(path, mode="r+")
+        try:
+            return zarr.open_array(path, mode="r+")
+        except Exception as error:  # missing, foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
+            if reason := _refused(error):
+                raise StorageError(f"{path}: {reason}") from error
+            raise DamageError(f"{path}: is missing or cannot be opened ({error}); restore it from a copy") from error
 
 
 @contextmanager
@@ -275,8 +317,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = _refused(error)
-        if reason is None and isinstance(error, RuntimeError) and "os error" in str(error):
-            reason = f"cannot be written ({error}); make room or check permissions, then run the same command again"
+        unlisted = isinstance(error, OSError) and error.errno and not isinstance(error, FileNotFoundError)
+        if reason is None and (unlisted or "(os error " in str(error)):
+            reason = f"cannot be written ({error}); mend the file system, then run the same command again"
         if reason is None:
             raise
         raise StorageError(f"{path}: {reason}") from error

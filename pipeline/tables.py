@@ -191,6 +191,26 @@ class RunTables:
         return self._documents / "failures" / "-".join(map(str, block))
 
 
+def resize_volume(volume: Volume, slices: int) -> None:
+    """Give a volume, and the tables of its runs, this many slices; none of them is ever shorter than the image."""
+    shrinking = slices < volume.shape[0]
+    if shrinking:
+        volume.resize(slices)
+    for name in run_names(volume):
+        RunTables(volume, name).resize(slices)
+    if not shrinking:
+        volume.resize(slices)
+
+
+def settle(volume: Volume) -> None:
+    """Complete a change of the number of slices that was cut off: the image decides."""
+    lengths = {RunTables(volume, name).status.shape[0] for name in run_names(volume)}
+    lengths |= {volume.label(name).full.shape[0] for name in volume.labels()}
+    lengths |= {len(volume.slices.present())}
+    if lengths - {volume.shape[0]}:
+        resize_volume(volume, volume.shape[0])
+
+
 def run_names(volume: Volume) -> list[str]:
     """Names of all runs of a volume."""
     return _group_names(volume.path / "runs")

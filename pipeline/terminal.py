@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.confusion import Counts, scores
 from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started
@@ -17,6 +17,7 @@ from pipeline.plan import Plan
 from pipeline.report import Summary
 
 PLAIN_EVERY_S = 5.0
+COUNTS_WIDTH = 100  # columns from which on a bar has room for the counts beside the time that is left
 FILE_WIDTH = 200  # columns where the output is no terminal: rich would cut names at 80
 
 
@@ -32,7 +33,7 @@ class Meter:
     Parameters
     ----------
     what : str
-        What is being done, in a word.
+        What is being done, in a word; jobs may add one.
     total : int or None
         Number of blocks; jobs announce theirs.
     unit_bytes : int
@@ -44,13 +45,15 @@ class Meter:
     def __init__(self, what: str, total: int | None = None, unit_bytes: int = 0, stream: TextIO | None = None) -> None:
         self._console = make_console(stream or sys.stderr)
         self._what, self._total, self._unit_bytes = what, total, unit_bytes
+        self._title = what
         self._lock = threading.Lock()
         self._begin = self._shown = time.monotonic()
         self._done = self._voxels = self._reused = self._failed = 0
         self._counts = Counts()
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(), TextColumn("{task.fields[found]}"), console=self._console, transient=True,
+            TimeRemainingColumn(table_column=Column(no_wrap=True)), TextColumn("{task.fields[found]}"),
+            console=self._console, transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task(what, total=total, rate="", found="")
 
@@ -68,13 +71,11 @@ class Meter:
         with self._lock:
             self._take(event)
             if self._console.is_terminal:
-                self._bar.update(
-                    self._task, completed=self._done, total=self._total, rate=self._rate(), found=self._found()
-                )
+                self._bar.update(self._task, completed=self._done, rate=self._rate(), found=self._found())
             elif self._done and (time.monotonic() - self._shown > PLAIN_EVERY_S or self._done == self._total):
                 self._shown = time.monotonic()
                 done = f"{self._done}/{self._total}" if self._total else f"{self._done}"
-                parts = [f"{self._what}: {done}", self._rate(), self._eta(), self._found()]
+                parts = [f"{self._title}: {done}", self._rate(), self._eta(), self._found()]
                 self._console.print(", ".join(part for part in parts if part), soft_wrap=True)
 
     def _take(self, event: Event) -> None:
@@ -82,8 +83,10 @@ class Meter:
             case Started(engine=engine, dashboard=link):
                 if engine != "threads":
                     self._console.print(f"{engine}: dashboard {link}", soft_wrap=True)
-            case JobsStarted(count=count):
+            case JobsStarted(count=count, what=job):
+                self._title = f"{self._what} {job}".rstrip()
                 self._total, self._done, self._begin = count, 0, time.monotonic()
+                self._bar.reset(self._task, total=count, description=self._title)
             case JobDone():
                 self._done += 1
             case BlockDone():
@@ -110,10 +113,13 @@ class Meter:
         found = []
         if self._counts.total:
             now = self._counts
-            found.append(f"tp {now.tp} fp {now.fp} fn {now.fn} tn {now.tn} mcc {now.mcc:.3f}")
+            if self._console.width >= COUNTS_WIDTH:
+                cells = {"tp": now.tp, "fp": now.fp, "fn": now.fn, "tn": now.tn}
+                found += [f"{cell} {_short(count)}" for cell, count in cells.items()]
+            found.append(f"mcc {now.mcc:.3f}")
         if self._failed:
             found.append(f"{self._failed} failed")
-        return ", ".join(found)
+        return " ".join(found)
 
 
 def show_summary(summary: Summary, console: Console | None = None) -> None:
@@ -122,42 +128,49 @@ def show_summary(summary: Summary, console: Console | None = None) -> None:
     table = Table(title=f"run {summary.name}", title_justify="left", show_header=True, min_width=50)
     table.add_column("")
     table.add_column("volume", justify="right")
-    if summary.counts is not None and summary.scores is not None:
-        macro, tiles = summary.macro or (scores(Counts()), 0)
+    if summary.counts is not None:
+        tiles = summary.macro[1] if summary.macro else 0
         table.add_column(f"mean of {tiles} tiles", justify="right")
-        for label, whole, mean in (
-            ("accuracy", summary.scores.accuracy, macro.accuracy),
-            ("F1", summary.scores.f1, macro.f1),
-            ("MCC", summary.scores.mcc, macro.mcc),
-        ):
-            table.add_row(label, _score(whole), _score(mean))
-        for label, count in (
-            ("true positive", summary.counts.tp),
-            ("false positive", summary.counts.fp),
-            ("false negative", summary.counts.fn),
-            ("true negative", summary.counts.tn),
-        ):
-            table.add_row(label, f"{count:,}", "")
-        table.add_row("annotated voxels", f"{summary.annotated:,}", "")
-    table.add_row("voxels", f"{summary.voxels:,}")
-    if summary.levels:
-        low, middle, high = summary.levels
-        table.add_row("level", f"{middle:g} ({low:g} to {high:g})")
-    tiles_done = f"{summary.tiles.done:,} of {summary.tiles.total:,}"
-    table.add_row("tiles done", tiles_done + (f", {summary.tiles.reused:,} reused" if summary.tiles.reused else ""))
-    for label, count in (
-        ("failed", summary.tiles.failed),
-        ("pending", summary.tiles.pending),
-        ("absent", summary.tiles.absent),
-    ):
-        if count:
-            table.add_row(f"tiles {label}", f"{count:,}")
-    if summary.elapsed_s is not None:
-        rate = summary.voxels / max(summary.elapsed_s, 1e-9) / 1e6
-        table.add_row("time", f"{summary.elapsed_s:.1f} s" + ("" if summary.tiles.reused else f", {rate:.0f} Mvoxel/s"))
+    for row in (*score_rows(summary), *summary_rows(summary)):
+        table.add_row(*row)
     console.print(table)
     for box, reason in summary.failures:
         console.print(f"failed: {box}: {reason}", soft_wrap=True)
+
+
+def score_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Scores of the volume and their means over its tiles, then counts; nothing without a truth."""
+    counts, whole = summary.counts, summary.scores
+    if counts is None or whole is None:
+        return []
+    mean = summary.macro[0] if summary.macro else scores(Counts())
+    return [
+        ("accuracy", _score(whole.accuracy), _score(mean.accuracy)),
+        ("F1", _score(whole.f1), _score(mean.f1)),
+        ("MCC", _score(whole.mcc), _score(mean.mcc)),
+        ("true positive", f"{counts.tp:,}"),
+        ("false positive", f"{counts.fp:,}"),
+        ("false negative", f"{counts.fn:,}"),
+        ("true negative", f"{counts.tn:,}"),
+        ("annotated voxels", f"{summary.annotated:,}"),
+    ]
+
+
+def summary_rows(summary: Summary) -> list[tuple[str, str]]:
+    """How much a run has done, in words; what there is none of has no row."""
+    tiles = summary.tiles
+    rows = [("voxels", f"{summary.voxels:,}")]
+    if summary.levels:
+        low, middle, high = summary.levels
+        rows.append(("level", f"{middle:g} ({low:g} to {high:g})"))
+    reused = f", {tiles.reused:,} reused" if tiles.reused else ""
+    rows.append(("tiles done", f"{tiles.done:,} of {tiles.total:,}{reused}"))
+    left = {"failed": tiles.failed, "pending": tiles.pending, "absent": tiles.absent}
+    rows += [(f"tiles {state}", f"{count:,}") for state, count in left.items() if count]
+    if summary.elapsed_s is not None:
+        rate = summary.voxels / max(summary.elapsed_s, 1e-9) / 1e6
+        rows.append(("time", f"{summary.elapsed_s:.1f} s" + ("" if tiles.reused else f", {rate:.0f} Mvoxel/s")))
+    return rows
 
 
 def show_plan(plan: Plan, done: int, console: Console | None = None) -> None:
@@ -229,6 +242,15 @@ def _runs_table(summaries: list[Summary]) -> Table:
             _score(found.accuracy), _score(found.f1), _score(found.mcc),
         )  # fmt: skip
     return table
+
+
+def _short(count: int) -> str:
+    """A count in three digits, so that those of a whole volume fit into the line of a bar."""
+    value, units = float(count), iter(("", "k", "M", "G", "T"))
+    unit = next(units)
+    while value >= 999.5:
+        value, unit = value / 1000, next(units)
+    return f"{value:.3g}{unit}"
 
 
 def _score(value: float | None) -> str:

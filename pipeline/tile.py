@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,26 +12,9 @@ from numpy.typing import NDArray
 from pipeline.geometry import Triple
 from pipeline.histogram import binarize, joint_histogram
 from pipeline.median import median_tile, pad_tile
+from pipeline.scratch import scratch
 
 Array = NDArray[Any]
-
-
-class Scratch(threading.local):
-    """Buffers of one thread, kept from block to block: fresh large ones cost a page fault for every 4096 bytes."""
-
-    def __init__(self) -> None:
-        self._flat: dict[str, Array] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """C-contiguous array with undefined content, valid until the next call with the same name."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        flat = self._flat.get(name)
-        if flat is None or flat.nbytes < size:
-            flat = self._flat[name] = np.empty(size, np.uint8)
-        return np.ndarray(shape, dtype, flat)
-
-
-scratch = Scratch()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipeline.errors import (
     LockedError,
     MissingInputError,
     NotAVolumeError,
+    StorageError,
 )
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import TRUTH_UNLABELLED
@@ -28,7 +29,6 @@ from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata,
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
 from pipeline.store import (
     ABSENT,
-    ALL_FILL,
     ShardedArray,
     Table,
     create_document,
@@ -71,13 +71,20 @@ class Ledger:
         """Digests of the shards of some slices, (z, y, x) of the shard grid; 0 for slices that do not exist."""
         span = (slice(start, stop),)
         recorded = self._shards.read(span)
-        recorded[self._digest.read(span) == ABSENT] = ABSENT
+        # The slice's digest is that of its shards' digests: read while they are being replaced, the two do not agree.
+        for position, digest in enumerate(self._digest.read(span)):
+            if digest == ABSENT or digest != digest_bytes(recorded[position].tobytes()):
+                recorded[position] = ABSENT
         return recorded
 
     def source(self, z: int) -> str | None:
         """Name of the file that a slice came from."""
         document = read_document(self._path / "files" / f"{z:06d}")
         return None if document is None else document.get("file")
+
+    def mtimes_ns(self) -> NDArray[np.int64]:
+        """When the file of each slice was last written to, in ns since 1970, (z,)."""
+        return self._mtime.read()
 
     def forget(self, z: int) -> None:
         """Take back that a slice exists, before it is written again."""
@@ -93,7 +100,9 @@ class Ledger:
 
     def resize(self, slices: int) -> None:
         """Change the number of slices."""
-        for table in (self._shards, self._mtime, self._digest):
+        shrinking = slices < self._digest.shape[0]  # then what makes a slice exist goes first, else last
+        tables = (self._digest, self._shards, self._mtime)
+        for table in tables if shrinking else reversed(tables):
             table.resize(slices)
         for folder in (self._path / "files").glob("[0-9]*"):
             if int(folder.name) >= slices:
@@ -124,7 +133,8 @@ class Volume:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        # One volume has one path, whatever was typed: locks and staging lie beside it, and workers start elsewhere.
+        self.path = Path(path).resolve()
         document = read_document(self.path) if self.path.exists() else None
         if document is None:
             if not self.path.exists():
@@ -208,9 +218,7 @@ class Volume:
 
     def labels(self) -> dict[str, LabelInfo]:
         """Every label by name: truths and masks."""
-        listing = read_document(self.path / "labels") or {}
-        names = listing.get("ome", {}).get("labels", [])
-        return {name: self._label_info(name) for name in names}
+        return {name: self._label_info(name) for name in self._label_names()}
 
     def label(self, name: str) -> Pyramid:
         """Label image of this name.
@@ -220,8 +228,8 @@ class Volume:
         MissingInputError
             If there is none.
         """
-        if read_document(self.path / "labels" / name) is None:
-            known = ", ".join(sorted(self.labels())) or "none yet"
+        if name not in self._label_names():
+            known = ", ".join(self._label_names()) or "none yet"
             raise MissingInputError(
                 f"{self.path}: has no label {name!r}; it has: {known}; add one with `kesm ingest --label`"
             )
@@ -253,8 +261,7 @@ class Volume:
 
     def publish_label(self, name: str) -> None:
         """List a label in the group of labels; the caller holds the lock."""
-        listing = read_document(self.path / "labels") or {}
-        names = listing.get("ome", {}).get("labels", [])
+        names = self._label_names()
         create_document(self.path / "labels", {"ome": {"version": "0.5", "labels": sorted({*names, name})}})
 
     def describe_label(self, name: str, kind: str, mapping: dict[str, Any]) -> None:
@@ -285,14 +292,18 @@ class Volume:
         with locked(beside(self.path, "lock"), f"{self.path}: another process is changing it", LOCK_WAIT_S):
             yield
 
-    def extend(self, slices: int) -> None:
-        """Give the volume this many slices: labels first, the image last, so that no label is ever too short."""
+    def resize(self, slices: int) -> None:
+        """Change the number of slices of labels, ledgers and image; no label is ever shorter than the image."""
+        shrinking = slices < self.shape[0]
+        if shrinking:
+            self.image.resize(slices)
         for info in self.labels().values():
             self.label(info.name).resize(slices)
             if info.kind == "truth":
                 self.truth(info.name)[1].resize(slices)
         self.slices.resize(slices)
-        self.image.resize(slices)
+        if not shrinking:
+            self.image.resize(slices)
 
     def check_stored(self, array: ShardedArray, box: Box, shard_digests: NDArray[np.uint64]) -> None:
         """Check that every shard of a box that was written is still a file: a lost one would read as fill, silently.
@@ -310,13 +321,15 @@ class Volume:
         DamageError
             Naming the first shard that is missing.
         """
-        for shard in array.shards.cover(box):
-            digest = shard_digests[shard[0] - box.start[0], shard[1], shard[2]]
-            if digest not in (ABSENT, ALL_FILL) and not array.shard_file(shard).is_file():
-                name = array.shard_file(shard).relative_to(self.path)
-                raise DamageError(
-                    f"{self.path}: shard {name} is missing; restore it from a copy, or ingest the volume anew"
-                )
+        lost = array.lost_shard(box, shard_digests)
+        if lost is not None:
+            raise DamageError(f"{self.path}: shard {lost.relative_to(self.path)} is missing; restore it from a copy")
+
+    def _label_names(self) -> list[str]:
+        """Names of the labels that are listed; one that is being made is not yet."""
+        listing = read_document(self.path / "labels") or {}
+        names: list[str] = listing.get("ome", {}).get("labels", [])
+        return names
 
     def _label_info(self, name: str) -> LabelInfo:
         document = read_document(self.path / "labels" / name) or {}
@@ -339,6 +352,21 @@ def beside(path: Path, what: str) -> Path:
 
 
 @contextmanager
+def staging_folder(volume: Path, what: str) -> Iterator[Path]:
+    """Make the folder beside a volume where something is written before it is renamed; swept before and after."""
+    staging = beside(volume, "staging") / what
+    with disk_errors(volume):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # another process still uses its own part of it
+            staging.parent.rmdir()
+
+
+@contextmanager
 def locked(path: Path, problem: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold a lock that ends with the process that holds it.
 
@@ -353,6 +381,8 @@ def locked(path: Path, problem: str, wait_s: float = 0.0) -> Iterator[None]:
             lock.acquire(timeout=wait_s)
     except Timeout as error:
         raise LockedError(f"{problem} (lock file {path}); wait for it to end") from error
+    except NotImplementedError as error:
+        raise StorageError(f"{path}: this file system has no locks; keep the volume on another one") from error
     try:
         yield
     finally:

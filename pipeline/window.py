@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Box, Triple, ceil_div
+from pipeline.scratch import scratch
 from pipeline.store import CHUNK, SHARD
-from pipeline.tile import scratch
 from pipeline.volume import Volume
 
 

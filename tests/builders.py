@@ -26,6 +26,7 @@ def build_volume(path: Path, shape: tuple[int, int, int], dtype: str = "uint8", 
     """Volume with a truth on its even slices, part of which is not annotated."""
     rng = np.random.default_rng(7)
     volume = Volume.create(path, shape, dtype)
+    volume.staging.mkdir()
     truth, ledger = volume.create_truth("groundtruth", MAPPING)
     for z in range(shape[0]):
         image = textured(rng, shape[1:], dtype)

@@ -83,6 +83,18 @@ def test_the_volume_is_relative_to_the_file(tmp_path, written, expected):
     assert load(tmp_path, f"volume: {written}\n").volume == Path(expected.format(folder=tmp_path))
 
 
+def test_the_volume_may_be_in_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert load(tmp_path, "volume: ~/brain.zarr\n").volume == Path("/home/anna/brain.zarr")
+
+
+def test_the_home_folder_of_nobody_is_one_of_the_errors(tmp_path):
+    assert refusal(tmp_path, "tile: 3\nvolume: ~no-such-user/brain.zarr\n") == [
+        "run.yaml:1: tile: got 3, must be greater than or equal to 16",
+        "run.yaml:2: volume: got '~no-such-user/brain.zarr', whose home folder is not known; write the path in full",
+    ]
+
+
 def test_the_volume_of_an_option_is_relative_to_where_one_is(tmp_path):
     assert load(tmp_path, "volume: a.zarr\n", {"volume": "b.zarr"}).volume == Path("b.zarr")
 
@@ -187,7 +199,9 @@ cluster:
         ("cluster:\n  engine: slurm", "3: cluster.engine: got 'slurm', expected one of address, local, threads"),
         ("cluster:\n  engine: address", "3: cluster.address: is required by `engine: address`"),
         ("cluster:\n  engine: address\n  address: host:8786",
-         "4: cluster.address: got 'host:8786', expected an address such as tcp://host:8786"),
+         "4: cluster.address: got 'host:8786', expected a tcp:// address such as tcp://host:8786"),
+        ("cluster:\n  engine: address\n  address: tls://host:8786",
+         "4: cluster.address: got 'tls://host:8786', expected a tcp:// address such as tcp://host:8786"),
         ("cluster:\n  engine: local\n  threads: 0", "4: cluster.threads: got 0, must be greater than or equal to 1"),
         ("name: 5", "2: name: got 5, a name is text; put it in quotes"),
         ("truth: zarr.json", "2: truth: got 'zarr.json', a name starts with a letter or digit, and goes on with at "

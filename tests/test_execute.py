@@ -54,7 +54,12 @@ def reference(volume: Volume) -> Summary:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[distributed.LocalCluster]:
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        protocol="tcp",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
     ) as cluster:
         yield cluster
 
@@ -224,7 +229,9 @@ def test_unreachable_scheduler_is_named(volume: Volume) -> None:
 
 
 def test_scheduler_without_workers_is_named() -> None:
-    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty:
+    with distributed.LocalCluster(
+        n_workers=0, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
+    ) as empty:
         address = AddressCluster(engine="address", address=empty.scheduler_address)
         with (
             pytest.raises(SchedulerError, match="has no workers"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +28,13 @@ from pipeline.errors import (
 )
 from pipeline.execute import ThreadRunner
 from pipeline.geometry import Box
-from pipeline.ingest import (
-    Ingested,
-    LabelOptions,
-    Mapping,
-    decide_mapping,
-    ingest_image,
-    ingest_label,
-    ingest_threads,
-)
+from pipeline.ingest import Ingested, ingest_image, ingest_label, ingest_threads
+from pipeline.mapping import LabelOptions
 from pipeline.ome import VoxelSize
 from pipeline.runs import run
 from pipeline.stack import Page, find_pages
 from pipeline.store import ShardedArray
-from pipeline.volume import Volume, locked
+from pipeline.volume import Volume, locked, staging_folder
 
 SHAPE = (40, 56)
 OPEN = {"vessel": None, "vessel_above": None, "unlabelled": None}
@@ -251,10 +248,6 @@ def test_appended_slices_follow_the_last_one_in_image_and_labels(tmp_path):
             r"slice_4\.tif: is uint16, .* is uint8; convert it", id="type",
         ),
         pytest.param(
-            {"slice_2.png": planes(1)[0]}, None, ConfigError,
-            r"slice_2\.png: is slice 1 of .* already; leave it out", id="same file name",
-        ),
-        pytest.param(
             {"slice_4.png": planes(1)[0]}, (1.0, 1.0, 1.0), ConfigError,
             r"--voxel-size: got .*; leave it out with --append", id="voxel size",
         ),
@@ -267,6 +260,28 @@ def test_what_does_not_fit_is_not_appended(tmp_path, files, size, error, message
         image(write(tmp_path / "more", files), path, size=size, append=True)
     assert tree(path) == before
     assert not (tmp_path / "brain.zarr.staging").exists()
+
+
+def test_file_that_is_a_slice_already_is_not_appended(tmp_path):
+    path = volume_of(tmp_path, 3)
+    before = tree(path)
+    with pytest.raises(ConfigError, match=r"^slice_1\.png: is slice 0 of .* already; leave it out"):
+        image(tmp_path / "image", path, append=True)
+    copy = write(tmp_path / "copy", {"slice_2.png": planes(1)[0]}) / "slice_2.png"
+    when = (tmp_path / "image" / "slice_2.png").stat().st_mtime_ns
+    os.utime(copy, ns=(when, when))
+    with pytest.raises(ConfigError, match=r"^slice_2\.png: is slice 1 of .* already; leave it out"):
+        image(copy, path, append=True)
+    assert tree(path) == before
+
+
+def test_nightly_folders_have_the_same_file_names(tmp_path):
+    path = volume_of(tmp_path, 3)
+    second, third = planes(2, seed=8), planes(3, seed=9)
+    image(write(tmp_path / "second", numbered(second)), path, append=True)
+    assert image(write(tmp_path / "third", numbered(third)), path, append=True).slices == (5, 6, 7)
+    np.testing.assert_array_equal(read(Volume(path).image.full), np.stack(planes(3) + second + third))
+    assert [Volume(path).slices.source(z) for z in (0, 3, 5)] == ["slice_1.png"] * 3
 
 
 def test_append_needs_a_volume(tmp_path):
@@ -297,8 +312,9 @@ def test_append_that_fails_half_way_leaves_every_byte_as_it_was(tmp_path):
 def test_append_goes_on_where_a_killed_one_has_stopped(tmp_path):
     path = volume_of(tmp_path, 2)
     volume = Volume(path)
-    volume.extend(5)  # what a process that dies right after its resize leaves
-    volume.image.write_slice(2, planes(1, seed=1)[0], tmp_path / "brain.zarr.staging" / "ingest")
+    volume.resize(5)  # what a process that dies right after its resize leaves
+    with staging_folder(path, "ingest-image") as staging:
+        volume.image.write_slice(2, planes(1, seed=1)[0], staging)
     more = planes(2, seed=9)
     done = image(write(tmp_path / "more", numbered(more, first=3)), path, append=True)
     assert done.slices == (2, 3)
@@ -310,9 +326,22 @@ def test_append_goes_on_where_a_killed_one_has_stopped(tmp_path):
 class Interrupted(ThreadRunner):
     """Stops after the first slices, as Ctrl-C does."""
 
-    def __call__(self, function, items):
-        super().__call__(function, items[:2])
+    def __call__(self, function, items, what=""):
+        super().__call__(function, items[:2], what)
         raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, slots=True)
+class Meddling(ThreadRunner):
+    """Does something before the jobs of a step."""
+
+    step: str = ""
+    meddle: Callable[[], object] = int
+
+    def __call__(self, function, items, what=""):
+        if what == self.step:
+            self.meddle()
+        return ThreadRunner.__call__(self, function, items, what)
 
 
 def test_interrupted_ingest_leaves_nothing(tmp_path):
@@ -341,6 +370,94 @@ def test_interrupted_label_leaves_nothing(tmp_path, monkeypatch):
     assert tree(path) == before
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from pipeline.execute import ThreadRunner
+from pipeline.ingest import ingest_image, ingest_label
+from pipeline.mapping import LabelOptions
+from pipeline.stack import find_pages
+from pipeline.volume import Ledger
+
+record, kind, files, path, left = Ledger.record, sys.argv[1], sys.argv[2], Path(sys.argv[3]), [2]
+
+def record_some(self, *arguments):
+    if not left[0]:
+        os._exit(9)
+    left[0] -= 1
+    record(self, *arguments)
+
+Ledger.record = record_some
+pages, runner = find_pages([files]), ThreadRunner(2)
+if kind == "image":
+    ingest_image(pages, path, runner, None, append=True)
+else:
+    ingest_label(pages, path, runner, LabelOptions("traced"))
+"""
+
+
+@pytest.mark.parametrize(("kind", "present"), [("image", [True] * 5 + [False] * 2), ("label", [True] * 2 + [False])])
+def test_slices_that_exist_have_no_gap_whenever_it_is_killed(tmp_path, kind, present):
+    path = volume_of(tmp_path, 3)
+    drawn = numbered([drawing(0, 255, seed=seed) for seed in range(4 if kind == "image" else 3)])
+    files = write(tmp_path / "files", drawn)
+    if kind == "label":
+        truth(files, path)
+    done = subprocess.run([sys.executable, "-c", KILLED, kind, str(files), str(path)], check=False)
+    assert done.returncode == 9
+    volume = Volume(path)
+    ledger = volume.slices if kind == "image" else volume.truth("traced")[1]
+    np.testing.assert_array_equal(ledger.present(), present)
+    if kind == "label":
+        truth(files, path)
+        assert Volume(path).truth("traced")[1].present().all()
+        np.testing.assert_array_equal(stored(path), np.stack([*drawn.values()]))
+
+
+def test_what_another_process_did_before_it_let_go_of_the_lock_is_seen(tmp_path, monkeypatch):
+    path = volume_of(tmp_path, 3)
+    lock = Volume.lock
+
+    def wait_for(other: Callable[[], object]) -> None:
+        @contextmanager
+        def late(volume):
+            monkeypatch.setattr(Volume, "lock", lock)
+            other()
+            with lock(volume):
+                yield
+
+        monkeypatch.setattr(Volume, "lock", late)
+
+    fourth, fifth = (write(tmp_path / f"more{n}", numbered(planes(1, seed=n), first=n)) for n in (4, 5))
+    wait_for(lambda: image(fourth, path, append=True))
+    assert image(fifth, path, append=True).slices == (4,)
+
+    wait_for(lambda: image(write(tmp_path / "more6", numbered(planes(1), first=6)), path, append=True))
+    assert truth(write(tmp_path / "truth", {"slice_6.png": drawing(0, 255)}), path).slices == (5,)
+
+    wait_for(lambda: truth(write(tmp_path / "first", {"slice_1.png": drawing(0, 9)}), path, name="other"))
+    with pytest.raises(LabelValueError, match=r"its first files were read as 0 background, 9 vessel"):
+        truth(tmp_path / "truth", path, name="other")
+
+    wait_for(lambda: image(fourth, path, append=True))
+    with pytest.raises(ConfigError, match=r"slice_4\.png: is slice 3"):
+        image(fifth, path, append=True)
+
+
+def test_file_that_vanishes_is_named(tmp_path):
+    path = volume_of(tmp_path, 2)
+    before = tree(path)
+    files = write(tmp_path / "files", numbered([drawing(0, 255)] * 2, first=3))
+    pages = find_pages([files])
+    gone = files / "slice_4.png"
+    for runner in (Meddling(2, step="", meddle=gone.unlink), ThreadRunner(2)):
+        with pytest.raises(MissingInputError, match=r"^slice_4\.png: no such file"):
+            ingest_image(pages, path, runner, None, append=True)
+    with pytest.raises(MissingInputError, match=r"^slice_4\.png: no such file"):
+        ingest_image(pages, tmp_path / "new.zarr", ThreadRunner(2))
+    assert tree(path) == before
+
+
 def test_volume_in_the_making_belongs_to_one_process(tmp_path):
     files = write(tmp_path / "image", numbered(planes(1)))
     with (
@@ -351,34 +468,18 @@ def test_volume_in_the_making_belongs_to_one_process(tmp_path):
     assert not (tmp_path / "brain.zarr").exists()
 
 
-# where the slices of a label go
+# labels
 
 
-@pytest.mark.parametrize(
-    ("image_name", "files", "start_z", "slices", "placed"),
-    [
-        pytest.param("slice_{}.png", ["slice_2.tif", "slice_4.tif"], None, (1, 3), "by file name", id="name"),
-        pytest.param("s{}_raw.png", ["gt-04.png", "gt-02.png"], None, (1, 3), "by the number in the file name",
-                     id="number"),
-        pytest.param("slice_{}.png", ["a.png", "b.png"], 1, (1, 2), "from slice 1 on", id="start"),
-        pytest.param("slice_{}.png", ["slice_9.png"], 0, (0,), "from slice 0 on", id="start against the name"),
-        pytest.param("slice_{}.png", ["a.png", "b.png", "c.png", "d.png"], None, (0, 1, 2, 3), "in natural order",
-                     id="order"),
-        pytest.param("slice_{}.png", ["d_v2.png", "a_v2.png", "b_v2.png", "c_v2.png"], None, (0, 1, 2, 3),
-                     "in natural order", id="order where all have one number"),
-    ],
-)  # fmt: skip
-def test_label_is_placed(tmp_path, image_name, files, start_z, slices, placed):
-    path = volume_of(tmp_path, 4, image_name)
-    drawn = {name: drawing(0, 255, seed=number) for number, name in enumerate(sorted(files))}
-    options = {} if start_z is None else {"start_z": start_z}
-    done = truth(write(tmp_path / "truth", drawn), path, **options)
-
-    assert (done.label, done.slices, done.placed) == ("traced", slices, placed)
+def test_label_is_stored_where_its_names_say(tmp_path):
+    path = volume_of(tmp_path, 4)
+    drawn = {"slice_2.png": drawing(0, 9), "slice_4.png": drawing(0, 9, seed=6)}
+    done = truth(write(tmp_path / "truth", drawn), path)
+    assert done == Ingested(path, "traced", (1, 3), (4, *SHAPE), "by file name", OPEN | {"vessel": 9})
     expected = np.full((4, *SHAPE), 127, np.uint8)
-    expected[list(slices)] = [drawn[name] for name in sorted(files)]
+    expected[[1, 3]] = [np.where(plane == 9, 255, 0) for plane in drawn.values()]
     np.testing.assert_array_equal(stored(path), expected)
-    np.testing.assert_array_equal(Volume(path).truth("traced")[1].present(), np.isin(range(4), slices))
+    np.testing.assert_array_equal(Volume(path).truth("traced")[1].present(), [False, True, False, True])
 
 
 def test_pages_of_a_label_are_placed_in_order_or_from_a_start(tmp_path):
@@ -391,25 +492,15 @@ def test_pages_of_a_label_are_placed_in_order_or_from_a_start(tmp_path):
     assert truth(tmp_path / "some", path, name="some", start_z=2).slices == (2, 3)
 
 
-@pytest.mark.parametrize(
-    ("files", "options", "message"),
-    [
-        pytest.param(["slice_9.png"], {}, r"slice_9\.png: cannot be placed.*slices of .* \(slice_1\.png to slice_4\.png"
-                     r"\); leave it out, or give the slice of the first file with --start-z", id="no such number"),
-        pytest.param([f"slice_{n}.png" for n in (1, 2, 3, 9)], {}, r"slice_9\.png: cannot be placed",
-                     id="as many as slices, but not theirs"),
-        pytest.param(["a.png", "b.png"], {}, r"a\.png: cannot be placed", id="no names in common"),
-        pytest.param(["a.png", "b.png"], {"start_z": 3}, r"--start-z: b\.png would be slice 4, which does not exist; "
-                     r".* has slices 0 to 3", id="start too late"),
-    ],
-)  # fmt: skip
-def test_label_for_a_slice_that_does_not_exist_is_refused(tmp_path, files, options, message):
+def test_label_without_a_place_or_a_meaning_changes_nothing(tmp_path):
     path = volume_of(tmp_path, 4)
     before = tree(path)
-    write(tmp_path / "truth", dict.fromkeys(files, drawing(0, 255)))
-    with pytest.raises(MissingInputError, match=message):
-        truth(tmp_path / "truth", path, **options)
+    with pytest.raises(MissingInputError, match=r"slice_9\.png: cannot be placed: .* of the 4 slices of "):
+        truth(write(tmp_path / "nowhere", {"slice_9.png": drawing(0, 255)}), path)
+    with pytest.raises(LabelValueError, match=r"hold 3 values \(0, 1, 2\)"):  # over all files
+        truth(write(tmp_path / "odd", {"slice_1.png": drawing(0, 1), "slice_2.png": drawing(0, 2)}), path)
     assert tree(path) == before
+    assert not (tmp_path / "brain.zarr.staging").exists()
 
 
 def test_label_of_another_size_is_refused(tmp_path):
@@ -437,9 +528,6 @@ def test_name_of_a_label_is_one_of_a_folder(tmp_path, name):
         truth(tmp_path / "image", path, name=name)
 
 
-# what the values of a label mean
-
-
 def test_levels_of_a_label_keep_its_vessels(tmp_path):
     shape = (601, 523)
     image(write(tmp_path / "image", numbered(planes(1, shape))), tmp_path / "brain.zarr")
@@ -450,31 +538,6 @@ def test_levels_of_a_label_keep_its_vessels(tmp_path):
     np.testing.assert_array_equal(read(levels[1])[0], halved_label(traced))
 
 
-@pytest.mark.parametrize(
-    ("values", "options", "vessel", "unlabelled", "mapping"),
-    [
-        pytest.param((0, 255), {}, [255], [], {"vessel": 255}, id="0 and 255"),
-        pytest.param((0, 1), {}, [1], [], {"vessel": 1}, id="0 and 1"),
-        pytest.param((7,), {}, [7], [], {"vessel": 7}, id="vessel only"),
-        pytest.param((0,), {}, [], [], {}, id="background only"),
-        pytest.param((0, 9, 200), {"unlabelled": 9}, [200], [9], {"vessel": 200, "unlabelled": 9}, id="unlabelled"),
-        pytest.param((0, 1, 2, 3), {"vessel_above": 1}, [2, 3], [], {"vessel_above": 1}, id="instances"),
-        pytest.param((0, 3, 99, 100, 250), {"vessel_above": 99.5, "unlabelled": 3}, [100, 250], [3],
-                     {"vessel_above": 99.5, "unlabelled": 3}, id="grey rims"),
-        pytest.param((0, 200, 255), {"vessel_above": 100, "unlabelled": 255}, [200], [255],
-                     {"vessel_above": 100, "unlabelled": 255}, id="unlabelled above the level"),
-    ],
-)  # fmt: skip
-def test_values_become_background_vessel_and_not_annotated(tmp_path, values, options, vessel, unlabelled, mapping):
-    path = volume_of(tmp_path, 2)
-    drawn = drawing(*values)
-    done = truth(write(tmp_path / "truth", {"slice_2.png": drawn}), path, **options)
-    expected = np.where(np.isin(drawn, unlabelled), 127, np.where(np.isin(drawn, vessel), 255, 0))
-    np.testing.assert_array_equal(stored(path)[1], expected)
-    assert (stored(path)[0] == 127).all()
-    assert done.mapping == OPEN | mapping == Volume(path).labels()["traced"].mapping
-
-
 def test_sixteen_bit_labels_are_mapped_alike(tmp_path):
     path = volume_of(tmp_path, 1)
     drawn = np.where(drawing(0, 1) > 0, np.uint16(40000), np.uint16(0))
@@ -482,70 +545,18 @@ def test_sixteen_bit_labels_are_mapped_alike(tmp_path):
     np.testing.assert_array_equal(stored(path)[0], np.where(drawn > 0, 255, 0))
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        pytest.param([(0, 1, 2)], r"hold 3 values \(0, 1, 2\), expected 0 and one other; say which are vessel with "
-                     r"--vessel-above LEVEL, and what nobody annotated with --unlabelled VALUE", id="instances"),
-        pytest.param([(0, 1), (0, 2)], r"hold 3 values \(0, 1, 2\)", id="over all files"),
-        pytest.param([tuple(range(40))], r"hold 40 values \(0, 1, .* 10, 11, \.\.\.\)", id="many"),
-    ],
-)  # fmt: skip
-def test_values_without_a_meaning_are_refused_and_listed(tmp_path, files, message):
-    path = volume_of(tmp_path, 2)
+def test_meaning_of_the_first_files_is_kept(tmp_path):
+    path = volume_of(tmp_path, 3)
+    truth(write(tmp_path / "one", {"slice_1.png": drawing(0, 4)}), path, unlabelled=4)
+    drawn = drawing(0, 4, 9)
+    assert truth(write(tmp_path / "two", {"slice_2.png": drawn}), path).mapping == OPEN | {"vessel": 9, "unlabelled": 4}
+    assert Volume(path).labels()["traced"].mapping == OPEN | {"vessel": 9, "unlabelled": 4}
+    np.testing.assert_array_equal(stored(path)[0], np.where(drawing(0, 4) == 4, 127, 0))
+    np.testing.assert_array_equal(stored(path)[1], np.select([drawn == 4, drawn == 9], [127, 255], 0))
     before = tree(path)
-    write(tmp_path / "truth", numbered([drawing(*values) for values in files]))
-    with pytest.raises(LabelValueError, match=message):
-        truth(tmp_path / "truth", path)
+    with pytest.raises(LabelValueError, match=r"its first files were read as 0 background, 9 vessel, 4 not annotated"):
+        truth(write(tmp_path / "three", {"slice_3.png": drawing(0, 8)}), path)
     assert tree(path) == before
-    assert not (tmp_path / "brain.zarr.staging").exists()
-
-
-@pytest.mark.parametrize(
-    ("first", "options", "then", "more", "message"),
-    [
-        pytest.param((0, 255), {}, (0, 1), {}, r"these files hold 2 values \(0, 1\), its first files were read as "
-                     r"0 background, 255 vessel; convert these, or ingest under another name", id="another vessel"),
-        pytest.param((0, 255), {}, (0, 255), {"vessel_above": 9}, r"read as 0 background, 255 vessel, got "
-                     r"vessel above 9; leave the options out", id="level given late"),
-        pytest.param((0, 5), {"vessel_above": 3}, (0, 5), {"vessel_above": 4}, r"read as vessel above 3, got vessel "
-                     r"above 4", id="another level"),
-        pytest.param((0, 255), {}, (0, 9, 255), {"unlabelled": 9}, r"leave the options out", id="unlabelled late"),
-        pytest.param((0,), {}, (0, 1, 2), {}, r"hold 3 values \(0, 1, 2\), its first files were read as 0 "
-                     r"background, any one value vessel", id="several after zeros only"),
-    ],
-)  # fmt: skip
-def test_meaning_of_the_first_files_binds_later_ones(tmp_path, first, options, then, more, message):
-    path = volume_of(tmp_path, 2)
-    truth(write(tmp_path / "one", {"slice_1.png": drawing(*first)}), path, **options)
-    before = tree(path)
-    write(tmp_path / "two", {"slice_2.png": drawing(*then)})
-    with pytest.raises(LabelValueError, match=message):
-        truth(tmp_path / "two", path, **more)
-    assert tree(path) == before
-
-
-@pytest.mark.parametrize(
-    ("first", "options", "then", "more", "mapping"),
-    [
-        pytest.param((0, 7), {}, (0, 7), {}, {"vessel": 7}, id="same values"),
-        pytest.param((0, 7), {}, (0,), {}, {"vessel": 7}, id="zeros after"),
-        pytest.param((0,), {}, (0, 9), {}, {"vessel": 9}, id="zeros first"),
-        pytest.param((0, 5), {"vessel_above": 3}, (1, 2, 6), {}, {"vessel_above": 3}, id="level is kept"),
-        pytest.param((0, 5), {"vessel_above": 3}, (1, 6), {"vessel_above": 3}, {"vessel_above": 3}, id="level again"),
-        pytest.param((0, 4), {"unlabelled": 4}, (0, 4, 5), {}, {"vessel": 5, "unlabelled": 4}, id="unlabelled is kept"),
-    ],
-)  # fmt: skip
-def test_later_files_are_read_like_the_first(tmp_path, first, options, then, more, mapping):
-    path = volume_of(tmp_path, 2)
-    truth(write(tmp_path / "one", {"slice_1.png": drawing(*first)}), path, **options)
-    before = stored(path)[0]
-    drawn = drawing(*then)
-    truth(write(tmp_path / "two", {"slice_2.png": drawn}), path, **more)
-    rule = Mapping(**(OPEN | mapping))
-    assert Volume(path).labels()["traced"].mapping == OPEN | mapping
-    np.testing.assert_array_equal(stored(path)[1], rule.apply(drawn))
-    np.testing.assert_array_equal(stored(path)[0], before)
 
 
 def test_value_of_the_vessel_is_decided_over_all_files(tmp_path):
@@ -573,6 +584,21 @@ def test_slice_that_is_traced_again_replaces_the_old_one(tmp_path):
                             tiles=again.tiles, elapsed_s=again.elapsed_s)  # fmt: skip
 
 
+def test_old_truth_stays_where_its_replacement_cannot_be_read(tmp_path):
+    path = volume_of(tmp_path, 3)
+    first = numbered([drawing(0, 255, seed=seed) for seed in range(3)])
+    truth(write(tmp_path / "one", first), path)
+    files = write(tmp_path / "two", {"slice_2.png": drawing(0, 255, seed=8), "slice_3.png": drawing(0, 255, seed=9)})
+    steps: list[str] = []
+    runner = Meddling(1, lambda event: steps.append(getattr(event, "what", "")), "writing",
+                      lambda: cut(files / "slice_3.png"))  # fmt: skip
+    with pytest.raises(ImageFileError, match=r"^slice_3\.png: "):
+        ingest_label(find_pages([files]), path, runner, LabelOptions("traced"))
+    assert [step for step in steps if step] == ["checking", "writing"]
+    assert Volume(path).truth("traced")[1].present()[[0, 2]].all()
+    np.testing.assert_array_equal(stored(path)[[0, 2]], [first["slice_1.png"], first["slice_3.png"]])
+
+
 def test_broken_file_of_a_label_leaves_nothing(tmp_path):
     path = volume_of(tmp_path, 3)
     before = tree(path)
@@ -587,7 +613,8 @@ def test_broken_file_of_a_label_leaves_nothing(tmp_path):
 def test_label_of_a_process_that_died_is_made_anew(tmp_path):
     path = volume_of(tmp_path, 2)
     half, ledger = Volume(path).create_truth("traced", OPEN | {"vessel": 3})
-    ledger.record(0, half.write_slice(0, drawing(0, 255), tmp_path / "brain.zarr.staging" / "label"), "x.png", 0)
+    with staging_folder(path, "ingest-label") as staging:
+        ledger.record(0, half.write_slice(0, drawing(0, 255), staging), "x.png", 0)
     assert "traced" not in Volume(path).labels()
     truth(write(tmp_path / "truth", {"slice_2.png": drawing(0, 9)}), path)
     assert Volume(path).labels()["traced"].mapping == OPEN | {"vessel": 9}
@@ -602,19 +629,3 @@ def test_runs_see_a_label_at_once(tmp_path):
     summary = run(RunConfig(volume=path, truth="traced", cluster=ThreadsCluster(threads=1)))
     assert summary.annotated == drawn.size
     assert summary.voxels == 2 * drawn.size
-
-
-@pytest.mark.parametrize(
-    ("mapping", "words"),
-    [
-        (Mapping(None), "0 background, any one value vessel"),
-        (Mapping(255, None, 127), "0 background, 255 vessel, 127 not annotated"),
-        (Mapping(None, 12.5), "vessel above 12.5"),
-    ],
-)
-def test_mapping_in_words(mapping, words):
-    assert str(mapping) == words
-
-
-def test_unlabelled_value_is_no_other_value():
-    assert decide_mapping([0, 4, 9], LabelOptions("x", unlabelled=9), None) == Mapping(4, None, 9)

@@ -24,6 +24,7 @@ SIZES = pytest.mark.parametrize("size", [None, (1.0, 0.7, 0.6)], ids=["no-voxel-
 def build(folder, size, dtype="uint8"):
     """Volume with an image, a truth of its first slice, and an empty mask."""
     volume = Volume.create(folder / "brain.zarr", SHAPE, dtype, size)
+    volume.staging.mkdir()
     image = np.random.default_rng(1).integers(0, 256, SHAPE[1:], dtype)
     for z in range(SHAPE[0]):
         volume.slices.record(z, volume.image.write_slice(z, image, volume.staging), f"{z}.png", 1)

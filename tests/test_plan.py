@@ -45,13 +45,15 @@ def test_levels_of_whole_slices_must_fit_whatever_the_block(full: Volume) -> Non
     recipe = run_config(full).recipe
     least = task_bytes(full, recipe, 2, (1, 2048, 2048))
     assert least > 2048 * 17480 + 8026 * 17480 // 3
+    cluster = {"engine": "threads", "threads": 2}
+    assert make_plan(run_config(full, truth=None, memory=PROCESS_BYTES + 2 * least, cluster=cluster)).block[0] == 1
     with pytest.raises(MemoryLimitError):
-        choose_block(full, recipe, 2, least - 1)
+        make_plan(run_config(full, truth=None, memory=PROCESS_BYTES + 2 * least - 1, cluster=cluster))
 
 
 def test_too_little_memory_is_refused_with_both_numbers(full: Volume) -> None:
-    with pytest.raises(MemoryLimitError, match=r"memory: 0\.41 GB are allowed, the smallest block .* needs 0\.\d\d GB"):
-        make_plan(run_config(full, truth=None, memory="410MB"))
+    with pytest.raises(MemoryLimitError, match=r"memory: 0\.41 GB are allowed, 0\.62 GB are needed for 2 tasks"):
+        make_plan(run_config(full, truth=None, memory="410MB", cluster={"engine": "threads", "threads": 2}))
 
 
 def test_block_shape_of_a_run_is_kept_and_refused_where_it_does_not_fit(tmp_path: Path) -> None:

@@ -132,6 +132,11 @@ def test_each_level_is_made_from_the_one_before(reduce, slow):
         np.testing.assert_array_equal(level, plane)
 
 
+@pytest.fixture(autouse=True)
+def staging(tmp_path):
+    (tmp_path / "staging").mkdir()
+
+
 def noise(shape, dtype, seed=3):
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
@@ -184,7 +189,9 @@ def test_levels_built_again_replace_what_was_there(tmp_path):
         pyramid.write_slice(z, noise((2100, 600), "uint8", seed=z), tmp_path / "staging")
     expected = stored(pyramid, 1)
     for array in pyramid.levels[1:]:
-        array.write(Box((1, 0, 0), (2, *array.shape[1:])), np.zeros((1, *array.shape[1:]), np.uint8), tmp_path / "s")
+        array.write(
+            Box((1, 0, 0), (2, *array.shape[1:])), np.zeros((1, *array.shape[1:]), np.uint8), tmp_path / "staging"
+        )
     pyramid.rebuild_levels(1, tmp_path / "staging")
     for got, level in zip(stored(pyramid, 1), expected, strict=True):
         np.testing.assert_array_equal(got, level)

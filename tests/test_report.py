@@ -18,6 +18,7 @@ from pipeline.report import Summary, Tiles, describe, summarise
 from pipeline.runs import run
 from pipeline.tables import RunTables, Status
 from pipeline.volume import Volume
+from tests.builders import build_volume, run_config
 from tests.contract import check_document
 
 SHAPE = (3, 600, 1100)  # 2 x 3 tiles a slice, those at the far edges cut
@@ -28,6 +29,7 @@ def build(path: Path, absent: tuple[int, ...] = ()) -> Volume:
     """Volume whose slice 1 is half annotated, and whose slice 2 is not annotated."""
     rng = np.random.default_rng(11)
     volume = Volume.create(path, SHAPE, "uint8", (1.0, 0.7, 0.6))
+    volume.staging.mkdir()
     truth, ledger = volume.create_truth("traced", MAPPING)
     for z in set(range(SHAPE[0])) - {*absent}:
         image = rng.integers(0, 256, SHAPE[1:], np.uint8)
@@ -186,3 +188,15 @@ def test_schema_is_closed(volume):
         check_document("run", document | {"more": 1})
     with pytest.raises(ValidationError):
         check_document("run", document | {"truth": None})
+
+
+def test_scores_of_a_truth_that_was_traced_again_are_pending(tmp_path):
+    volume = build_volume(tmp_path / "brain.zarr", (3, 64, 64))
+    run(run_config(volume))
+    assert summarise(volume, "otsu", "groundtruth").tiles.done == 3
+    truth, ledger = volume.truth("groundtruth")
+    volume.staging.mkdir()
+    ledger.record(2, truth.write_slice(2, np.zeros((64, 64), np.uint8), volume.staging), "2.png", 1)
+    now = summarise(volume, "otsu", "groundtruth")
+    assert (now.tiles.done, now.tiles.pending) == (2, 1)
+    assert summarise(volume, "otsu", None).tiles.done == 3

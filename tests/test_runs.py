@@ -48,7 +48,7 @@ def test_second_run_of_a_name_is_refused_and_another_name_is_not(tmp_path: Path)
 def test_remains_of_a_dead_run_are_swept(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
     volume.create_mask("otsu")  # died before its tables were there
-    left = beside(volume.path, "staging") / "otsu" / "half"
+    left = beside(volume.path, "staging") / "run-otsu" / "half"
     left.mkdir(parents=True)
     assert "otsu" not in volume.labels()
     assert run(run_config(volume)).tiles.done == 1

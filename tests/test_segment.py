@@ -9,6 +9,9 @@ import pytest
 
 from pipeline import segment
 from pipeline.config import Recipe
+from pipeline.errors import LockedError
+from pipeline.geometry import Box
+from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.segment import Column, Job, run_block
 from pipeline.tables import RunTables, Status
@@ -73,3 +76,41 @@ def test_failed_filter_keeps_its_reason(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr(segment, "segment_tile", fail)
         assert [reason for _, reason in run(run_config(volume)).failures] == ["ZeroDivisionError: a bug"] * 2
     assert run(run_config(volume)).failures == []
+
+
+def test_mask_shard_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    run(run_config(volume))
+    mask = volume.label("otsu").full
+    before = mask.read(Box.whole(volume.shape))
+    mask.shard_file((1, 0, 0)).unlink()
+    again = run(run_config(volume))
+    assert (again.tiles.done, again.tiles.reused) == (2, 1)
+    assert np.array_equal(mask.read(Box.whole(volume.shape)), before)
+
+
+def test_damaged_truth_costs_no_mask(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
+    run(run_config(volume, truth=None))
+    before = volume.label("otsu").full.read(Box.whole(volume.shape))
+    shard = volume.truth("groundtruth")[0].full.shard_file((0, 0, 0))
+    content = shard.read_bytes()
+    shard.unlink()
+    assert run(run_config(volume)).tiles.failed == 1
+    assert np.array_equal(volume.label("otsu").full.read(Box.whole(volume.shape)), before)
+    assert summarise(volume, "otsu", None).tiles.done == 1
+    shard.write_bytes(content)
+    mended = run(run_config(volume))
+    assert (mended.tiles.done, mended.tiles.reused, list(mended.failures)) == (1, 0, [])
+
+
+def test_task_that_was_overtaken_records_nothing(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
+    done = run(run_config(volume))
+    late = Job(volume.path, "otsu", Recipe(tile=64), "groundtruth", "its staging is swept")
+    with pytest.raises(LockedError, match="another process has taken over"):
+        run_block(late, (0, 0, 0))
+    tables = RunTables(volume, "otsu")
+    assert not tables.truth("groundtruth").counts_key.read().any()
+    assert list(tables.failures()) == []
+    assert run(run_config(volume)).counts == done.counts

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline import store
-from pipeline.errors import DamageError, NotAVolumeError, ShapeMismatchError, StorageError
+from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError, StorageError
 from pipeline.geometry import Box
 from pipeline.store import ALL_FILL, PIPELINES, SHARD, ShardedArray, Table, create_document, read_document
 
@@ -43,7 +43,9 @@ def shard_files(array):
 
 @pytest.fixture
 def staging(tmp_path):
-    return tmp_path / "staging"
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
 
 
 # ---- shards
@@ -181,7 +183,7 @@ def test_only_whole_shards_are_written(tmp_path, staging, box, shape):
     with pytest.raises(ShapeMismatchError, match="is no box of whole shards"):
         array.write(box, np.ones(shape, np.uint8), staging)
     assert shard_files(array) == []
-    assert not staging.exists()
+    assert not any(staging.iterdir())
 
 
 def test_threads_write_shards_side_by_side(tmp_path, staging):
@@ -426,3 +428,14 @@ def test_a_machine_without_files_left_is_no_damage(tmp_path, staging, pipeline):
     command = [sys.executable, "-c", TOO_MANY_FILES, str(array.path), pipeline]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "too many open files; raise the limit" in done.stdout
+
+
+def test_staging_that_was_swept_stops_the_write(tmp_path, staging):
+    array = build(tmp_path)
+    array.write(SLICE, noise(SLICE.shape), staging)
+    before = array.read(SLICE)
+    staging.rmdir()
+    with pytest.raises(LockedError, match="its staging folder was removed; another process has taken over"):
+        array.write(SLICE, noise(SLICE.shape, seed=2), staging)
+    np.testing.assert_array_equal(array.read(SLICE), before)
+    assert not staging.exists()

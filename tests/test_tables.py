@@ -8,9 +8,11 @@ import pytest
 from pipeline.config import Recipe
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box, Grid
+from pipeline.runs import run
 from pipeline.store import read_document
-from pipeline.tables import HISTOGRAM_LEVELS, Grids, RunTables, Status, run_names
+from pipeline.tables import HISTOGRAM_LEVELS, Grids, RunTables, Status, resize_volume, run_names, settle
 from pipeline.volume import Volume
+from tests.builders import build_volume, run_config
 
 SHAPE = (3, 2100, 2600)  # two by two shards, five by six tiles of 512
 CELLS = (3, 5, 6)
@@ -171,3 +173,17 @@ def test_only_zarr_lies_in_a_run(volume):
         files = [path for path in (volume.path / folder).rglob("*") if path.is_file()]
         assert all(path.name == "zarr.json" or path.name.isdigit() for path in files)
         assert read_document(volume.path / folder) == {}
+
+
+def test_change_of_length_that_was_cut_off_is_completed(tmp_path):
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    run(run_config(volume))
+    RunTables(volume, "otsu").resize(5)  # killed before the image grew
+    volume.label("groundtruth").resize(5)
+    settle(Volume(volume.path))
+    tables = RunTables(volume, "otsu")
+    assert {tables.status.shape[0], tables.mask_key.shape[0], volume.label("groundtruth").full.shape[0]} == {2}
+    assert run(run_config(volume)).tiles.reused == 2
+    resize_volume(volume, 3)
+    assert {RunTables(Volume(volume.path), "otsu").status.shape[0], Volume(volume.path).shape[0]} == {3}
+    assert run(run_config(volume)).tiles.absent == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -75,7 +76,27 @@ def test_lines_tell_rate_time_left_and_counts(monkeypatch):
     assert "Mvoxel/s" in lines[0]
     assert " s left" in lines[0]
     assert " s left" not in lines[-1]
-    assert lines[-1].endswith("tp 20 fp 4 fn 8 tn 3600 mcc 0.770, 1 failed")
+    assert lines[-1].endswith("tp 20 fp 4 fn 8 tn 3.6k mcc 0.770 1 failed")
+
+
+def test_jobs_say_what_they_do():
+    stream = io.StringIO()
+    with Meter("groundtruth", stream=stream) as meter:
+        for event in [JobsStarted(1, "checking"), JobDone(), JobsStarted(2, "writing"), JobDone(), JobDone()]:
+            meter(event)
+    assert stream.getvalue() == "groundtruth checking: 1/1\ngroundtruth writing: 2/2\n"
+
+
+def test_each_step_has_a_bar_from_its_start(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with Meter("groundtruth", stream=stream) as meter:
+        for event in [JobsStarted(2, "checking"), JobDone(), JobDone(), JobsStarted(2, "writing"), JobDone()]:
+            meter(event)
+    last = stream.getvalue().split("groundtruth ")[-1]
+    assert last.startswith("writing")
+    assert " 50%" in last
+    assert "0:00:00" not in last  # of the step before
 
 
 def test_number_of_blocks_may_be_unknown(monkeypatch):
@@ -101,6 +122,18 @@ def test_bar_on_a_terminal():
             meter(event)
     assert "run otsu" in stream.getvalue()
     assert "100%" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "found"), [(100, "tp 26.1G fp 123k fn 999 tn 999G mcc 1.000"), (80, "mcc 1.000")])
+def test_everything_has_room_in_the_line_of_a_bar(monkeypatch, columns, found):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    with Meter("run otsu", total=2, stream=stream) as meter:
+        meter(BlockDone(10, (26_123_456_789, 123_456, 999, 999 * 10**9), reused=False, failed=False))
+        meter(BlockDone(10, (0, 0, 0, 0), reused=True, failed=False))
+    last = stream.getvalue().split("run otsu")[-1]
+    assert "━━━━━" in last
+    assert f" 0:00:00 {found}" in re.sub(r"\x1b\[\d*m", "", last).replace(" \x1b", "")
 
 
 def test_dashboard_of_other_engines_is_named():

@@ -13,7 +13,7 @@ from skimage.filters import threshold_otsu
 from skimage.io import imread
 
 from pipeline.histogram import otsu_level
-from pipeline.tile import Scratch, TileRule, segment_tile
+from pipeline.tile import TileRule, segment_tile
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 
@@ -52,13 +52,3 @@ def test_real_tile_has_its_published_mask() -> None:
     filtered = median_filter(255 - image, 3)
     assert threshold_otsu(filtered) == 79
     assert np.array_equal(mask > 0, filtered > 79)
-
-
-def test_scratch_reuses_its_memory_and_grows() -> None:
-    scratch = Scratch()
-    large = scratch.array("a", (10, 10), np.uint16)
-    small = scratch.array("a", (5,), np.uint8)
-    assert np.shares_memory(large, small)
-    assert small.flags.c_contiguous
-    assert not np.shares_memory(large, scratch.array("b", (5,), np.uint8))
-    assert scratch.array("a", (1000,), np.float64).shape == (1000,)

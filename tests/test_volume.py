@@ -24,6 +24,7 @@ PLANE = Box((0, 0, 0), (1, 2100, 700))
 def build(folder, shape=SHAPE, dtype="uint8", slices=()):
     """Volume with these slices of noise written and recorded."""
     volume = Volume.create(folder / "brain.zarr", shape, dtype)
+    volume.staging.mkdir()
     for z in slices:
         volume.slices.record(z, volume.image.write_slice(z, plane(z, shape, dtype), volume.staging), f"s{z}.png", z + 5)
     return volume
@@ -155,8 +156,8 @@ def test_a_slice_that_is_forgotten_does_not_exist(tmp_path):
 
 def test_slices_that_are_cut_off_are_forgotten(tmp_path):
     volume = build(tmp_path, slices=[0, 2])
-    volume.extend(1)
-    volume.extend(3)
+    volume.resize(1)
+    volume.resize(3)
     assert volume.slices.present().tolist() == [True, False, False]
     assert [volume.slices.source(z) for z in range(3)] == ["s0.png", None, None]
     assert not volume.image.full.read(at(2)).any()
@@ -220,6 +221,9 @@ def test_a_truth_is_read_back(tmp_path):
     volume = build(tmp_path)
     label, ledger = volume.create_truth("expert", {})
     ledger.record(2, label.write_slice(2, traced(2), volume.staging), "t.png", 1)
+    with pytest.raises(MissingInputError, match="has no label 'expert'"):  # one that is being made is not there yet
+        Volume(volume.path).truth("expert")
+    volume.publish_label("expert")
     truth, ledger = Volume(volume.path).truth("expert")
     np.testing.assert_array_equal(truth.full.read(at(2))[0], traced(2))
     assert ledger.present().tolist() == [False, False, True]
@@ -267,7 +271,7 @@ def test_extend_keeps_what_is_there_and_makes_labels_as_long_as_the_image(tmp_pa
     mask.write_slice(0, np.where(traced(0) == 255, 255, 0).astype(np.uint8), volume.staging)
     for name in ("expert", "otsu"):
         volume.publish_label(name)
-    volume.extend(5)
+    volume.resize(5)
     for grown in (volume, Volume(volume.path)):
         assert grown.shape == (5, *SHAPE[1:])
         assert grown.slices.present().tolist() == [True, False, True, False, False]
@@ -290,13 +294,13 @@ def test_the_image_grows_last_so_that_no_label_is_ever_too_short(tmp_path):
     level_0 = volume.path / "0" / "zarr.json"
     metadata = level_0.read_text()
     level_0.write_text("{")  # it cannot be resized: as if the process were killed before
-    with pytest.raises(ValueError, match="Expecting property name"):
-        volume.extend(4)
+    with pytest.raises(DamageError, match=r"brain\.zarr/0: is missing or cannot be opened"):
+        volume.resize(4)
     level_0.write_text(metadata)
     stopped = Volume(volume.path)
     assert stopped.shape == SHAPE
     assert {array.shape[0] for array in (*stopped.label("otsu").levels, *stopped.image.levels[1:])} == {4}
-    stopped.extend(4)
+    stopped.resize(4)
     assert Volume(volume.path).shape == (4, *SHAPE[1:])
 
 
