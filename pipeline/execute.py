@@ -61,7 +61,7 @@ class BlockDone:
 
 @dataclass(frozen=True, slots=True)
 class JobsStarted:
-    """A `ThreadRunner` was given so many jobs; ``what`` they do, in a word."""
+    """So many jobs, or blocks of a run, are to be done; ``what`` they do, in a word."""
 
     count: int
     what: str = ""
@@ -109,6 +109,7 @@ def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: O
     SchedulerError
         If the scheduler or its workers are lost.
     """
+    observer(JobsStarted(plan.blocks.size))
     with engine.listen(observer) as notify:
         totals, per_slice, scores = engine.compute(*build_graph(plan, job, notify, engine.codec_threads))
     if plan.block[1:] != plan.grids.tiles.shape[1:]:  # else the task of a slice has written its pyramid

@@ -36,6 +36,8 @@ class Plan:
         Voxels that are scored: whole tiles.
     blocks : Box
         Blocks that are worked on, as a box of the block grid.
+    engine : str
+        On a cluster (``"address"``) tasks and memory are those of one worker thread: how many there are is not known.
     tasks : int
         Blocks in work at the same time.
     task_bytes, peak_bytes, limit_bytes : int
@@ -53,6 +55,7 @@ class Plan:
     block: Triple
     grids: Grids
     blocks: Box
+    engine: str
     tasks: int
     task_bytes: int
     peak_bytes: int
@@ -71,6 +74,7 @@ class Plan:
             "block": list(self.block),
             "blocks": self.blocks.size,
             "tiles": self.grids.tiles.cover(self.region).size,
+            "engine": self.engine,
             "tasks": self.tasks,
             "passes": 1,
             "read_bytes": self.read_bytes,
@@ -127,7 +131,8 @@ def make_plan(config: RunConfig, volume: Volume | None = None) -> Plan:
     read = grids.blocks.voxels(blocks).size * (volume.dtype.itemsize * recipe.denoise.window[0] + bool(config.truth))
     return Plan(
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
-        whole=config.region is None, block=block, grids=grids, blocks=blocks, tasks=processes * threads,
+        whole=config.region is None, block=block, grids=grids, blocks=blocks, engine=config.cluster.engine,
+        tasks=processes * threads,
         task_bytes=needed, peak_bytes=_peak(processes, threads, needed), limit_bytes=limit, read_bytes=read,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 A block is read once into buffers that each thread keeps, every tile is filtered, counted, thresholded and masked while
 it is in cache, and the results are recorded in an order that a crash at any instant cannot make a lie of: status
-pending, mask, tables, then keys and status done.
+pending, mask, tables, status done, and the mask's key last.
 """
 
 from __future__ import annotations
@@ -340,8 +340,8 @@ class _Block:
             truth_tables.counts_key.write(self.cells, count_keys)
         tables.clear_failure(self.index)
         if results.shard_digest is not None:
-            tables.mask_key.write(self.cells, keys)
             tables.status.write(self.cells, Status.DONE)
+            tables.mask_key.write(self.cells, keys)  # last: a block with its key needs nothing any more
 
     def _shards(self) -> tuple[slice, slice, slice]:
         return self.grids.shards.cover(self.box).slices

@@ -99,6 +99,8 @@ class RunTables:
         Table.create(path / "mask_key", cells, "uint64", chunk)
         Table.create(path / "shard_digest", grids.shards.cells, "uint64", _chunk(grids, grids.shards))
         Table.create(path / "pyramid_key", cells[:1], "uint64", (1,))
+        for documents in ("failures", "attempts"):
+            create_document(volume.path / "runs" / name / documents, {})
         create_document(volume.path / "runs" / name, {"recipe": recipe, "block": list(block)})
         return cls(volume, name)
 
@@ -149,9 +151,6 @@ class RunTables:
 
     def record_failure(self, block: Triple, reason: str) -> None:
         """Keep why a block failed."""
-        folder = self._documents / "failures"
-        if read_document(folder) is None:
-            create_document(folder, {})
         create_document(self._failure(block), {"block": list(block), "reason": reason})
 
     def clear_failure(self, block: Triple) -> None:
@@ -169,8 +168,6 @@ class RunTables:
     def record_attempt(self, attempt: dict[str, Any]) -> None:
         """Append who ran what, when and with which outcome."""
         folder = self._documents / "attempts"
-        if read_document(folder) is None:
-            create_document(folder, {})
         create_document(folder / f"{len(_group_names(folder)):06d}", attempt)
 
     def attempts(self) -> list[dict[str, Any]]:

@@ -197,9 +197,9 @@ def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
          f"{' x '.join(map(str, plan.grids.shards.step))}, no shard is written by two"),
         ("tiles", f"{total:,}, of which {done:,} are done already"),
         ("reads", f"{plan.read_bytes / 10**9:.2f} GB (decoded), in one pass"),
-        ("tasks at once", str(plan.tasks)),
+        ("tasks at once", "one for each thread of the workers" if plan.engine == "address" else str(plan.tasks)),
         ("peak memory", f"{plan.peak_bytes / 10**9:.2f} GB of {plan.limit_bytes / 10**9:.2f} GB allowed "
-         f"({plan.task_bytes / 10**9:.2f} GB a task)"),
+         f"({plan.task_bytes / 10**9:.2f} GB a task)" + (", for each thread" if plan.engine == "address" else "")),
     ]  # fmt: skip
 
 

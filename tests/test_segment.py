@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from pipeline.geometry import Box
 from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.segment import Column, Job, run_block
+from pipeline.store import ShardedArray, Table
 from pipeline.tables import RunTables, Status
 from tests.builders import build_volume, run_config
 
@@ -114,3 +117,36 @@ def test_task_that_was_overtaken_records_nothing(tmp_path: Path) -> None:
     assert not tables.truth("groundtruth").counts_key.read().any()
     assert list(tables.failures()) == []
     assert run(run_config(volume)).counts == done.counts
+
+
+@pytest.mark.parametrize("stop", range(1, 14))
+def test_run_that_dies_at_any_write_goes_on(tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 600, 64))
+    expected = run(run_config(volume, "reference"))
+    run(run_config(volume))
+    tables = RunTables(volume, "otsu")
+    tables.mask_key.write((), 0)  # everything is to be done again
+    writes = []
+
+    def die(write: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: object, **options: object) -> None:
+            writes.append(1)
+            if len(writes) == stop:
+                raise KeyboardInterrupt
+            return write(*arguments, **options)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "write", die(Table.write))
+        patch.setattr(ShardedArray, "write", die(ShardedArray.write))
+        with suppress(KeyboardInterrupt):
+            run(run_config(volume))
+    assert len(writes) >= stop
+    summary = run(run_config(volume))
+    assert (summary.counts, summary.levels, summary.macro) == (expected.counts, expected.levels, expected.macro)
+    assert summarise(volume, "otsu", "groundtruth").tiles.done == 2
+    for table in ("threshold", "status", "mask_key", "shard_digest", "pyramid_key"):
+        assert np.array_equal(getattr(tables, table).read(), getattr(RunTables(volume, "reference"), table).read())
+    for ours, theirs in zip(volume.label("otsu").levels, volume.label("reference").levels, strict=True):
+        assert np.array_equal(ours.read(Box.whole(ours.shape)), theirs.read(Box.whole(ours.shape)))
