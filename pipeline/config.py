@@ -90,6 +90,10 @@ class OtsuThreshold(Frozen):
     method: Literal["otsu"] = "otsu"
     scope: Literal["tile"] = Field("tile", description="voxels that share a level")
 
+    def fits(self, top: int) -> bool:  # noqa: ARG002
+        """Whether the method makes sense for an image whose highest level is ``top``."""
+        return True
+
     def level(self, counts: NDArray[np.integer[Any]]) -> float:
         """Level of a histogram, on its own scale."""
         return float(otsu_level(counts))
@@ -101,6 +105,10 @@ class FixedThreshold(Frozen):
     method: Literal["fixed"] = "fixed"
     scope: Literal["tile"] = Field("tile", description="voxels that share a level")
     level_value: float = Field(alias="level", ge=0, le=65535, description="grey level on the filtered scale")
+
+    def fits(self, top: int) -> bool:
+        """Whether the level exists in an image whose highest level is ``top``."""
+        return self.level_value <= top
 
     def level(self, counts: NDArray[np.integer[Any]]) -> float:  # noqa: ARG002
         """Level of any histogram: the one that was given."""

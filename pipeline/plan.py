@@ -226,9 +226,10 @@ def _existing_block(volume: Volume, name: str, recipe: Recipe) -> Triple | None:
 
 
 def _check_level(recipe: Recipe, volume: Volume) -> None:
-    level, top = getattr(recipe.threshold, "level_value", 0), int(np.iinfo(volume.dtype).max)
-    if level > top:
-        raise ConfigError(f"threshold.level: got {level:g}, {volume.dtype} images have levels 0 to {top}")
+    top = int(np.iinfo(volume.dtype).max)
+    if not recipe.threshold.fits(top):
+        got = recipe.threshold.model_dump(by_alias=True)["level"]
+        raise ConfigError(f"threshold.level: got {got:g}, {volume.dtype} images have levels 0 to {top}")
 
 
 def _peak(processes: int, threads: int, task: int) -> int:
