@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--slices 4] [--threads 1 2] [--folder DIR] [--json FILE]
 
 Each row is a fresh process that runs full-size slices through `pipeline.runs.run`, with just the memory that makes the
-plan choose that block: whole slices, rows of shards, one shard.
+plan choose that block: whole slices, rows of shards, and the smallest that it chooses.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ def measure(volume: Volume, block: Triple, threads: int) -> dict[str, Any]:
         }
     )
     plan = make_plan(config)
-    if plan.block != block:
-        sys.exit(f"block: expected {block}, the plan chose {plan.block}")
+    block = plan.block  # as large or larger: where a slice's levels need the most, several blocks need as much
     child = [sys.executable, "-c", CHILD, config.model_dump_json(by_alias=True)]
     peak = int(subprocess.run(child, stdout=subprocess.PIPE, check=True).stdout)
     return {

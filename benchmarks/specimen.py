@@ -42,6 +42,7 @@ def volume_bytes(slices: int, shape: tuple[int, int] = KESM_SLICE) -> int:
 def build_volume(path: Path, slices: int, shape: tuple[int, int] = KESM_SLICE) -> Path:
     """Store so many slices (y, x) of image and truth, with pyramids, digests and metadata, as ``kesm ingest`` does."""
     volume = Volume.create(path, (slices, *shape), "uint8")
+    volume.staging.mkdir()
     truth, ledger = volume.create_truth(TRUTH, {"vessel": 255, "vessel_above": None, "unlabelled": None})
     for z in range(slices):
         for plane, pyramid, record in zip(
