@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -96,8 +97,8 @@ def demo(
             print(f"volume:  {files.volume} (OME-Zarr: napari, Neuroglancer and Fiji open it)")
             print(f"picture: {files.picture} (right in cyan, wrong in magenta and yellow)")
             print("next:")
-            print(f"  kesm status {files.volume}")
-            print(f"  kesm run {files.volume} --truth groundtruth --name raw --set denoise.method=none")
+            print(f"  kesm status {quote(str(files.volume))}")
+            print(f"  kesm run {quote(str(files.volume))} --truth groundtruth --name raw --set denoise.method=none")
             print("  kesm ingest YOUR_SLICES --volume mine.zarr && kesm run mine.zarr")
 
 
@@ -289,9 +290,9 @@ def show_ingested(done: Ingested, as_json: bool) -> None:
     count = f"{len(done.slices)} slices, {first} to {last}" if last > first else f"slice {first}"
     print(f"{what}: {count}, {done.placed}, in {done.volume}")
     if done.label is None:
-        print(f"next: kesm run {done.volume}")
+        print(f"next: kesm run {quote(str(done.volume))}")
     else:
-        print(f"next: kesm run {done.volume} --truth {done.label}")
+        print(f"next: kesm run {quote(str(done.volume))} --truth {done.label}")
 
 
 def stopped(plan: Plan) -> str:
