@@ -232,7 +232,7 @@ def _window(pages: Sequence[Page], runner: Runner) -> tuple[int, int]:
 def _page_range(page: Page) -> tuple[int, int]:
     """Lowest and highest value of one slice."""
     pixels = read_page(page)
-    return int(pixels.min()), int(pixels.max())
+    return int(np.min(pixels)), int(np.max(pixels))
 
 
 def _check_fits(page: Page, volume: Volume, path: Path) -> None:

@@ -137,7 +137,7 @@ def _tiles(volume: Volume, tiles: Box, status: NDArray[Any], done: NDArray[np.bo
 
 def _levels(levels: NDArray[np.float64]) -> tuple[float, float, float] | None:
     known = levels[~np.isnan(levels)]
-    return (float(known.min()), float(np.median(known)), float(known.max())) if known.size else None
+    return (float(np.min(known)), float(np.median(known)), float(np.max(known))) if known.size else None
 
 
 def _number(value: float) -> float | int | None:

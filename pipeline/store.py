@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xxhash
@@ -92,7 +92,7 @@ class ShardedArray:
             raise ShapeMismatchError(f"{self.path}: buffer of {out.shape} {out.dtype} for a box of {box.shape}")
         try:
             # zarr's protocol for arrays is stricter in its overloads than NumPy's own class
-            buffer = zarr.buffer.cpu.NDBuffer.from_ndarray_like(out)  # type: ignore[arg-type]
+            buffer = zarr.buffer.cpu.NDBuffer.from_ndarray_like(cast(Any, out))
             self._array.get_basic_selection(box.slices, out=buffer)
         except Exception as error:  # the pipelines raise OSError, RuntimeError, ValueError, ... for damaged bytes
             if reason := _refused(error):

@@ -357,7 +357,14 @@ def test_second_process_on_a_run_is_turned_away(brain):
 def test_stopped_run_says_what_is_done_and_goes_on(here, number, code, word):
     volume = build_volume(here / "slow.zarr", (8, 600, 520))
     slow = ("run", "slow.zarr", "--truth", "groundtruth", "--set", "denoise.size=9", "--threads", "1", "--json")
-    process = subprocess.Popen([KESM, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [KESM, *slow],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts what runs in its background deaf to Ctrl-C, and so are the tests' children there
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     shards, deadline = volume.path / "labels" / "otsu" / "0", time.monotonic() + 100
     while not list(shards.glob("c/*/*/*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
