@@ -239,6 +239,8 @@ class Region(Frozen):
         spans = []
         for axis, span, length in zip("zyx", (self.z, self.y, self.x), shape, strict=True):
             start, stop = span or (0, length)
+            if start >= stop:
+                raise RegionError(f"region: got {axis}={start}:{stop}, which is empty; the end is not part of it")
             if not 0 <= start < stop <= length:
                 raise RegionError(
                     f"region: got {axis}={start}:{stop}, the volume has {axis}=0:{length}; choose a part of that"

@@ -48,7 +48,7 @@ class RegionError(PipelineError, IndexError):
     """A region lies outside the volume, or is empty."""
 
 
-class MemoryLimitError(PipelineError, MemoryError):
+class MemoryLimitError(MemoryError, PipelineError):  # in this order: MemoryError makes its own only as the first base
     """The work does not fit the memory that it may use."""
 
 
@@ -62,8 +62,6 @@ class StorageError(PipelineError, OSError):
 
 class DamageError(PipelineError, OSError):
     """A stored shard is missing or cannot be decoded."""
-
-    exit_code = 3
 
 
 class LockedError(PipelineError, TimeoutError):

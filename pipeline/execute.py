@@ -304,8 +304,9 @@ def _compute_on_workers(client: Client, collections: Sequence[Any]) -> tuple[Any
     try:
         return tuple(client.gather(futures))
     except (distributed.KilledWorker, distributed.CancelledError, CommClosedError, TimeoutError) as error:
+        _silence()
         raise SchedulerError(
-            f"workers were lost ({error}); see their logs or give them memory, then run again: what is done is kept"
+            f"the scheduler or its workers were lost ({error}); see their logs, then run again: what is done is kept"
         ) from error
     except (ModuleNotFoundError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "deserializ" not in str(error):
@@ -315,11 +316,15 @@ def _compute_on_workers(client: Client, collections: Sequence[Any]) -> tuple[Any
         ) from error
     except BaseException as error:
         if not isinstance(error, Exception):  # Ctrl-C: what they say of tasks that end with the cluster is no news
-            for name in ("asyncio", "distributed"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
+            _silence()
         raise
     finally:
         client.cancel(futures)
+
+
+def _silence() -> None:
+    for name in ("asyncio", "distributed"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

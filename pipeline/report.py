@@ -159,7 +159,7 @@ def describe(volume: Volume) -> tuple[dict[str, Any], list[Summary]]:
         labels.append(label)
     summaries = []
     for name in run_names(volume):
-        truths: list[str | None] = [*RunTables(volume, name).truths()]
+        truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
         summaries += [summarise(volume, name, truth) for truth in truths or [None]]
     document = {
         "schema": SCHEMA,

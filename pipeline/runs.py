@@ -89,6 +89,9 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
             if plan.name in volume.labels():
                 raise ConfigError(f"name: {plan.name!r} is a label of {volume.path} already; choose another --name")
             _create(volume, plan)
+        elif plan.name not in volume.labels():  # its mask was removed by hand: the tables say which shards are lost
+            shutil.rmtree(volume.path / "labels" / plan.name, ignore_errors=True)
+            volume.create_mask(plan.name)
         settle(volume)
         tables = RunTables(volume, plan.name)
         if (tables.recipe, tables.block) != (plan.recipe.document(), plan.block):

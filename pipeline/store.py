@@ -97,7 +97,9 @@ class ShardedArray:
         except Exception as error:  # the pipelines raise OSError, RuntimeError, ValueError, ... for damaged bytes
             if reason := _refused(error):
                 raise StorageError(f"{self.path}: {reason}") from error
-            raise DamageError(f"{self.path}: {self._damaged(box)} cannot be decoded ({error})") from error
+            raise DamageError(
+                f"{self.path}: {self._damaged(box)} cannot be decoded ({error}); restore it from a copy"
+            ) from error
         return out
 
     def write(self, box: Box, values: NDArray[Any], staging: Path) -> NDArray[np.uint64]:

@@ -209,8 +209,9 @@ def settle(volume: Volume) -> None:
 
 
 def run_names(volume: Volume) -> list[str]:
-    """Names of all runs of a volume."""
-    return _group_names(volume.path / "runs")
+    """Names of all runs of a volume; one whose tables were removed is none."""
+    names = _group_names(volume.path / "runs")
+    return [name for name in names if (volume.path / "tiles" / name / "status" / "zarr.json").is_file()]
 
 
 def _group_names(folder: Path) -> list[str]:

@@ -326,10 +326,10 @@ class Volume:
             raise DamageError(f"{self.path}: shard {lost.relative_to(self.path)} is missing; restore it from a copy")
 
     def _label_names(self) -> list[str]:
-        """Names of the labels that are listed; one that is being made is not yet."""
+        """Names of the labels that are listed and there: one that is being made is not yet, a removed one no more."""
         listing = read_document(self.path / "labels") or {}
         names: list[str] = listing.get("ome", {}).get("labels", [])
-        return names
+        return [name for name in names if (self.path / "labels" / name / "zarr.json").is_file()]
 
     def _label_info(self, name: str) -> LabelInfo:
         document = read_document(self.path / "labels" / name) or {}

@@ -22,7 +22,7 @@ TREE = [
     (errors.MemoryLimitError, MemoryError, 2),
     (errors.SchedulerError, ConnectionError, 2),
     (errors.StorageError, OSError, 2),
-    (errors.DamageError, OSError, 3),
+    (errors.DamageError, OSError, 2),
     (errors.LockedError, TimeoutError, 4),
 ]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from pipeline.errors import LockedError, SchedulerError
+from pipeline.report import describe
 from pipeline.runs import run
 from pipeline.tables import RunTables, run_names
-from pipeline.volume import beside
+from pipeline.volume import Volume, beside
 from tests.builders import build_volume, run_config
 
 
@@ -63,3 +65,22 @@ def test_run_that_cannot_start_creates_nothing(tmp_path: Path) -> None:
         run(run_config(volume, cluster={"engine": "address", "address": "tcp://127.0.0.1:1"}))
     assert sorted(tmp_path.rglob("*")) == before
     assert run_names(volume) == []
+
+
+def test_what_was_removed_by_hand_stops_no_other_run(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    expected = run(run_config(volume))
+    for folder in ("labels", "tiles", "runs"):
+        run(run_config(volume, "gone"))
+        shutil.rmtree(volume.path / folder / "gone")
+        assert run(run_config(volume)).tiles.reused == 2
+        if folder == "labels":
+            again = run(run_config(volume, "gone"))  # its mask alone is made again
+            assert (again.tiles.reused, again.counts) == (0, expected.counts)
+        for rest in ("labels", "tiles", "runs"):
+            shutil.rmtree(volume.path / rest / "gone", ignore_errors=True)
+        assert "gone" not in volume.labels()
+    shutil.rmtree(volume.path / "labels" / "groundtruth")
+    document, summaries = describe(Volume(volume.path))
+    assert [label["name"] for label in document["labels"]] == ["otsu"]
+    assert [summary.truth for summary in summaries] == [None]
