@@ -10,8 +10,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from shlex import quote
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.ingest import Ingested
     from pipeline.plan import Plan
+    from pipeline.sync import Synced
 
 app = typer.Typer(
     help="Segment, validate and store Knife-Edge Scanning Microscopy volumes: exact, in one pass, in bounded memory.",
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 
 EXIT_UNEXPECTED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+
+WATCH_EVERY_S = 2.0
 
 # What typer raises for an unknown option or command: click's own class, or that of its copy inside newer versions.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -46,6 +50,9 @@ Region = Annotated[str | None, typer.Option(help="Part of the volume, such as z=
 Memory = Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")]
 Scheduler = Annotated[str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")]
 Foreground = Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Throw away a run of this name that was made with another recipe.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
 ]
@@ -156,6 +163,7 @@ def run(
     scheduler: Scheduler = None,
     foreground: Foreground = None,
     assignments: Set = None,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Do everything of a run that is not done, and print its scores."""
@@ -169,7 +177,7 @@ def run(
         from pipeline.runs import run_plan
         from pipeline.terminal import Meter, show_summary
 
-        plan = make_plan(config)
+        plan = make_plan(config, replace=replace)
         try:
             with Meter(f"run {plan.name}", total=plan.blocks.size) as meter:
                 summary = run_plan(plan, config.cluster, meter)
@@ -196,6 +204,7 @@ def plan(
     scheduler: Scheduler = None,
     foreground: Foreground = None,
     assignments: Set = None,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Say what a run would do; nothing is touched."""
@@ -208,7 +217,7 @@ def plan(
         from pipeline.plan import make_plan, tiles_done
         from pipeline.terminal import show_plan
 
-        made = make_plan(config)
+        made = make_plan(config, replace=replace)
         done = tiles_done(made)
         if as_json:
             print(json.dumps(made.document() | {"tiles_done": done}))
@@ -217,20 +226,159 @@ def plan(
 
 
 @app.command()
-def status(
-    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")], as_json: Json = False
+def sync(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration with a section `sync`.")],
+    every: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Again and again, such as every 15m, until SIGTERM or Ctrl-C.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Say what a volume holds, and how far each of its runs is."""
+    """Take the slices that have arrived in the source folders or changed, and run what is pending."""
     with answering():
+        from pipeline.configfile import load_config
+        from pipeline.sync import check_sync, sync_every
+        from pipeline.sync import sync as sync_once
+        from pipeline.terminal import Meter
+
+        loaded = load_config(config)
+        check_sync(loaded)
+        if every is not None:
+            sync_every(parse_every(every), loaded, lambda outcome: log_round(outcome, as_json))
+        with Meter("sync") as meter:
+            synced = sync_once(loaded, meter)
+        if as_json:
+            print(json.dumps(synced.document()))
+        else:
+            print(f"sync {synced.line()}")
+            say_notes(synced)
+        if synced.partial:
+            raise typer.Exit(EXIT_PARTIAL)
+
+
+@app.command()
+def status(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Look again every two seconds, until Ctrl-C (which ends it with exit code 0)."),
+    ] = False,
+    run_name: Annotated[
+        str | None, typer.Option("--provenance", metavar="NAME", help="Print what made the mask of this run instead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a volume holds, how far each of its runs is, and who is working on it."""
+    with answering(), suppress(KeyboardInterrupt) if watch else nullcontext():
+        from pipeline.errors import ConfigError
+        from pipeline.provenance import page, provenance
         from pipeline.report import describe
-        from pipeline.terminal import show_status
+        from pipeline.terminal import show_page, show_status
         from pipeline.volume import Volume
 
-        document, summaries = describe(Volume(volume))
+        if watch and run_name is not None:
+            raise ConfigError("--watch: not with --provenance, which does not change; leave one of them out")
+        if watch:
+            watch_status(volume, as_json)
+        if run_name is None:
+            document, summaries = describe(Volume(volume))
+        else:
+            document, summaries = provenance(Volume(volume), run_name), []
         if as_json:
             print(json.dumps(document))
-        else:
+        elif run_name is None:
             show_status(document, summaries)
+        else:
+            show_page(page(document))
+
+
+def watch_status(volume: Path, as_json: bool) -> NoReturn:
+    """Show a volume's status, every time opened anew, until a signal comes; as JSON, an object a line."""
+    from pipeline.report import describe
+    from pipeline.terminal import StatusBoard
+    from pipeline.volume import Volume
+
+    with nullcontext() if as_json else StatusBoard() as board:
+        while True:
+            document, summaries = describe(Volume(volume))
+            if board is None:
+                print(json.dumps(document), flush=True)
+            else:
+                board.show(document, summaries)
+            time.sleep(WATCH_EVERY_S)
+
+
+def parse_every(text: str) -> float:
+    """``15m`` as seconds: at least one, since a sync that does nothing takes as long."""
+    from pipeline.config import parse_duration
+    from pipeline.errors import ConfigError
+
+    try:
+        every_s = parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"--every: {error}") from error
+    if every_s < 1:
+        raise ConfigError(f"--every: got {text!r}, expected at least 1s")
+    return every_s
+
+
+def log_round(outcome: Synced | Exception, as_json: bool) -> None:
+    """Log one round of many: its line (or JSON object) on stdout, what went wrong on stderr, each with its time."""
+    from pipeline.errors import PipelineError
+    from pipeline.lock import now
+
+    if isinstance(outcome, PipelineError):
+        say(f"{now()} error: {outcome}")
+    elif isinstance(outcome, Exception):
+        say(f"{now()} unexpected error: {type(outcome).__name__}: {outcome}")
+    elif as_json:
+        print(json.dumps(outcome.document()), flush=True)
+    else:
+        print(f"{now()} sync {outcome.line()}", flush=True)
+        say_notes(outcome)
+
+
+def say_notes(synced: Synced) -> None:
+    """Say which files a round has not taken, and why."""
+    for what, notes in (("waiting", synced.waiting), ("set aside", synced.set_aside)):
+        for note in notes:
+            say(f"{what}: {note.file}: {note.reason}")
+    for what, taken in (("slice", synced.images), ("truth of slice", synced.truths)):
+        for z, name in taken.vanished.items():
+            say(f"vanished: {name}: {what} {z} stays as it is")
+
+
+@app.command()
+def verify(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only report; else what a run must make again is marked as failed.")
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Read everything of a volume back, and list what is not as it was recorded."""
+    with answering():
+        from pipeline.execute import ThreadRunner
+        from pipeline.plan import available_cpus
+        from pipeline.terminal import Meter
+        from pipeline.verify import slice_bytes, verify_threads
+        from pipeline.verify import verify as verify_volume
+        from pipeline.volume import Volume
+
+        opened = Volume(volume)
+        each, _ = slice_bytes(opened)
+        with Meter("verify", unit_bytes=each) as meter:
+            runner = ThreadRunner(verify_threads(opened, threads or available_cpus()), meter)
+            verified = verify_volume(opened, runner, mark=not dry_run)
+        for note in verified.notes:
+            say(note)
+        if as_json:
+            print(json.dumps(verified.document()))
+        else:
+            for line in verified.lines():
+                print(line)
+        if verified.findings:
+            raise typer.Exit(EXIT_PARTIAL)
 
 
 def configure(

@@ -1,4 +1,4 @@
-"""Recipe, run options and cluster as closed models.
+"""Recipe, run options, cluster and source folders as closed models.
 
 A recipe is what decides the bits of a mask. Everything else (where, how much of it, on which machines) is beside it.
 """
@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+)
 
 from pipeline.errors import ConfigError, RegionError
 from pipeline.geometry import Box, Triple
@@ -25,6 +33,7 @@ TAGS = {"denoise": ("method", "median"), "threshold": ("method", "otsu"), "clust
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
 
 class Frozen(BaseModel):
@@ -185,6 +194,14 @@ def parse_bytes(value: object) -> int | None:
     return size
 
 
+def parse_duration(value: object) -> float:
+    """``10s``, ``15m`` or ``2h`` as seconds."""
+    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*([smh])\s*", value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError(f"got {show(value)}, which is no duration; write it as 10s, 15m or 2h")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
 def _parse_region(value: object) -> object:
     if value is None or isinstance(value, Region | Mapping):
         return value
@@ -211,6 +228,60 @@ def _parse_path(path: object) -> object:
     if not isinstance(path, str | Path) or not str(path):
         raise ValueError(f"got {show(path)}, expected the folder of a volume, such as brain.zarr")
     return path
+
+
+def _parse_folder(path: object) -> object:
+    if not isinstance(path, str | Path) or not str(path):
+        raise ValueError(f"got {show(path)}, expected a folder of image files, such as slices")
+    return path
+
+
+def _parse_pattern(pattern: object) -> object:
+    if pattern is None:
+        return None
+    if not isinstance(pattern, str):
+        raise ValueError(f"got {show(pattern)}, a pattern is text; put it in single quotes")  # noqa: TRY004
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"got {show(pattern)}, which is no regular expression ({error})") from error
+    if groups != 1:
+        raise ValueError(
+            f"got {show(pattern)}, which has {groups or 'no'} groups; put one pair of parentheses around the number, "
+            r"such as 'slice_(\d+)', and write others as (?:...)"
+        )
+    return pattern
+
+
+def _parse_channel(channel: object) -> object:
+    if channel in (None, "red", "green", "blue", "luminance") or (type(channel) is int and channel >= 0):
+        return channel
+    raise ValueError(f"got {show(channel)}, expected red, green, blue, luminance or the number of a channel, from 0")
+
+
+def _parse_voxel_size(size: object) -> object:
+    lengths = list(size) if isinstance(size, list | tuple) else []
+    if size is None or (
+        len(lengths) == 3 and all(type(length) in (int, float) and 0 < length < float("inf") for length in lengths)
+    ):
+        return size
+    raise ValueError(f"got {show(size)}, expected [z, y, x] in micrometres, such as [1, 0.7, 0.6]")
+
+
+def _of_keys(example: str, optional: bool = False) -> BeforeValidator:
+    """Say of a section without keys what it could have."""
+
+    def check(value: object) -> object:
+        if isinstance(value, Mapping | BaseModel) or (optional and value is None):
+            return value
+        raise ValueError(f"got {show(value)}, expected keys below it, such as `{example}`")
+
+    return BeforeValidator(check)
+
+
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), PlainSerializer(lambda seconds: f"{seconds:g}s", when_used="json")
+]
 
 
 class Region(Frozen):
@@ -250,6 +321,50 @@ class Region(Frozen):
         return Box((z0, y0, x0), (z1, y1, x1))
 
 
+class SourceFolder(Frozen):
+    """A folder of image files, one for each slice."""
+
+    folder: Annotated[Path, BeforeValidator(_parse_folder)] = Field(
+        description="folder of the files; relative to the configuration file"
+    )
+    number: Annotated[str | None, BeforeValidator(_parse_pattern)] = Field(
+        None, description="regular expression whose one group is the slice's number in a file's name"
+    )
+    first: int = Field(0, ge=0, le=10**12, description="the number that is slice 0")
+    channel: Annotated[str | int | None, BeforeValidator(_parse_channel)] = Field(
+        None, description="what is taken of images in colour: red, green, blue, luminance, or a number from 0"
+    )
+
+    @field_validator("first")
+    @classmethod
+    def _of_number(cls, first: int, info: ValidationInfo) -> int:
+        if first and info.data.get("number", "") is None:
+            raise ValueError(f"got {first}, but no pattern that finds numbers; add `number: '(\\d+)'`")
+        return first
+
+
+class ImageFolder(SourceFolder):
+    """Where image slices arrive; without ``number``, each new one goes after the last."""
+
+
+class TruthFolder(SourceFolder):
+    """Where an expert's slices arrive; without ``number``, each is for the image of the same name."""
+
+    vessel_above: float | None = Field(None, allow_inf_nan=False, description="values above this level are vessel")
+    unlabelled: int | None = Field(None, ge=0, le=65535, description="the value of what nobody annotated")
+
+
+class SyncOptions(Frozen):
+    """Where slices arrive, and when they are taken."""
+
+    images: Annotated[ImageFolder, _of_keys("folder: slices")]
+    truth: Annotated[TruthFolder | None, _of_keys("folder: traced", optional=True)] = None
+    settle: Duration = Field("10s", description="how long a file must stay as it is before it is read")  # type: ignore[assignment]  # as written
+    voxel_size_um: Annotated[tuple[float, float, float] | None, BeforeValidator(_parse_voxel_size)] = Field(
+        None, description="(z, y, x) in micrometres, of a volume that is made"
+    )
+
+
 class RunConfig(Recipe):
     """A recipe, the volume that it is for, and the run options."""
 
@@ -265,6 +380,16 @@ class RunConfig(Recipe):
     region: Annotated[Region | None, BeforeValidator(_parse_region)] = None
     memory: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(None, description="bytes of the whole run")
     cluster: Cluster = ThreadsCluster()
+    sync: Annotated[SyncOptions | None, _of_keys("images: {folder: slices}", optional=True)] = Field(
+        None, description="source folders of `kesm sync`"
+    )
+
+    @field_validator("sync")
+    @classmethod
+    def _truth_has_a_name(cls, sync: SyncOptions | None, info: ValidationInfo) -> SyncOptions | None:
+        if sync is not None and sync.truth is not None and info.data.get("truth", "") is None:
+            raise ValueError("got `truth` files, but no name for their label; add `truth: groundtruth` outside `sync`")
+        return sync
 
     @property
     def recipe(self) -> Recipe:

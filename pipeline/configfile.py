@@ -13,8 +13,22 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import TAGS, Cluster, Denoise, Region, RunConfig, Threshold, show
+from pipeline.config import (
+    TAGS,
+    Cluster,
+    Denoise,
+    ImageFolder,
+    Region,
+    RunConfig,
+    SyncOptions,
+    Threshold,
+    TruthFolder,
+    show,
+)
 from pipeline.errors import ConfigError, MissingInputError
+
+DEPTH = 3  # of the keys: sync.images.folder
+_PATHS = (("volume",), ("sync", "images", "folder"), ("sync", "truth", "folder"))
 
 
 def load_config(source: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -42,13 +56,12 @@ def load_config(source: Path, overrides: Mapping[str, Any] | None = None) -> Run
         node, values = _read_yaml(source)
         problems = [(line, f"{source}:{line}: {text}") for line, text in _duplicates(node)]
         places = _Places(str(source), dict(_lines(node)), places.options)
-        try:
-            if isinstance(values.get("volume"), str) and values["volume"]:
-                values["volume"] = str(source.parent / Path(values["volume"]).expanduser())
-        except RuntimeError:  # of pathlib, where `~name` is nobody
-            line, place = places.find(["volume"])
-            text = f"got {show(values['volume'])}, whose home folder is not known; write the path in full"
-            problems.append((line, f"{place}: volume: {text}"))
+        for keys in _PATHS:
+            try:
+                values = _beside(source.parent, values, keys)
+            except ConfigError as error:
+                line, place = places.find(keys)
+                problems.append((line, f"{place}: {'.'.join(keys)}: {error}"))
     for key, value in sorted((overrides or {}).items(), key=lambda item: not _is_tag(item[0])):
         _override(values, key, value)
     try:
@@ -93,6 +106,20 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
+def _beside(folder: Path, values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Values with one path made relative to the file's folder: copied on the way, since aliases share sections."""
+    key, *inner = keys
+    value = values.get(key)
+    if inner and isinstance(value, Mapping):
+        return {**values, key: _beside(folder, dict(value), inner)}
+    if inner or not isinstance(value, str) or not value:
+        return values
+    try:
+        return {**values, key: str(folder / Path(value).expanduser())}
+    except RuntimeError as error:  # of pathlib, where `~name` is nobody
+        raise ConfigError(f"got {show(value)}, whose home folder is not known; write the path in full") from error
+
+
 def _read_yaml(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -116,12 +143,12 @@ def _read_yaml(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
     return node, values
 
 
-def _lines(node: yaml.MappingNode) -> Iterator[tuple[str, int]]:
-    """Dotted keys and their lines; sections hold no sections, and aliases could make deeper ones endless."""
+def _lines(node: yaml.MappingNode, section: str = "", depth: int = DEPTH) -> Iterator[tuple[str, int]]:
+    """Dotted keys and their lines, no deeper than sections go: aliases could make that endless."""
     for key, value in node.value:
-        yield key.value, key.start_mark.line + 1
-        if isinstance(value, yaml.MappingNode):
-            yield from ((f"{key.value}.{inner.value}", inner.start_mark.line + 1) for inner, _ in value.value)
+        yield f"{section}{key.value}", key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode) and depth > 1:
+            yield from _lines(value, f"{section}{key.value}.", depth - 1)
 
 
 def _duplicates(node: yaml.MappingNode) -> Iterator[tuple[int, str]]:
@@ -181,13 +208,20 @@ def _unknown(keys: Sequence[str], kind: str) -> str:
         return f"is a key of {' and '.join(others)}, not of `{kind}`"
     if kind:
         return f"unknown key; {suggest(key, _KINDS[section][kind])}"
-    return f"unknown key; {suggest(key, _keys(RunConfig if len(keys) == 1 else Region))}"
+    return f"unknown key; {suggest(key, _keys(_SECTIONS[tuple(keys[:-1])]))}"
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+_SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): RunConfig,
+    ("region",): Region,
+    ("sync",): SyncOptions,
+    ("sync", "images"): ImageFolder,
+    ("sync", "truth"): TruthFolder,
+}
 _KINDS = {
     section: {kind.model_fields[TAGS[section][0]].default: _keys(kind) for kind in get_args(get_args(union)[0])}
     for section, union in (("denoise", Denoise), ("threshold", Threshold), ("cluster", Cluster))

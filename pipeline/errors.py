@@ -64,6 +64,10 @@ class DamageError(PipelineError, OSError):
     """A stored shard is missing or cannot be decoded."""
 
 
+class UnavailableError(PipelineError, ConnectionError):
+    """The storage has not answered, also when it was asked again."""
+
+
 class LockedError(PipelineError, TimeoutError):
     """Another process works on the same thing."""
 

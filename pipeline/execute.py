@@ -28,10 +28,12 @@ from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluste
 from pipeline.confusion import Scores, mean_scores, score_parts
 from pipeline.errors import SchedulerError
 from pipeline.geometry import Triple
+from pipeline.keys import unfinished
 from pipeline.plan import Plan, available_cpus
-from pipeline.segment import Column, Job, build_pyramid, run_block, stale_pyramids
+from pipeline.segment import Column, Job, build_pyramid, recorded, run_block, stale_pyramids
 from pipeline.store import ShardedArray, set_codec_threads
 from pipeline.tables import RunTables
+from pipeline.volume import Volume
 
 Client: TypeAlias = distributed.Client
 Item = TypeVar("Item")
@@ -60,6 +62,15 @@ class BlockDone:
 
 
 @dataclass(frozen=True, slots=True)
+class BlocksSettled:
+    """So many blocks need no work, of which some were done already; counts are those of their tiles."""
+
+    count: int
+    reused: int
+    counts: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class JobsStarted:
     """So many jobs, or blocks of a run, are to be done; ``what`` they do, in a word."""
 
@@ -72,7 +83,7 @@ class JobDone:
     """One of them is done."""
 
 
-Event = Started | BlockDone | JobsStarted | JobDone
+Event = Started | BlockDone | BlocksSettled | JobsStarted | JobDone
 Observer = Callable[[Event], None]
 
 
@@ -88,19 +99,16 @@ class Outcome:
     ----------
     totals : ndarray
         int64 (len(Column),).
-    per_slice : ndarray
-        int64 (z, len(Column)).
     macro : tuple or None
         Mean scores over the annotated tiles, and how many those are.
     """
 
     totals: NDArray[np.int64]
-    per_slice: NDArray[np.int64]
     macro: tuple[Scores, int] | None
 
 
 def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: Observer) -> Outcome:
-    """Run all blocks of a plan, and sum what they return.
+    """Run the blocks of a plan that are not done, and sum what they return with what the others have recorded.
 
     Raises
     ------
@@ -109,40 +117,51 @@ def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: O
     SchedulerError
         If the scheduler or its workers are lost.
     """
+    volume = Volume(plan.volume)
     observer(JobsStarted(plan.blocks.size))
-    with engine.listen(observer) as notify:
-        totals, per_slice, scores = engine.compute(*build_graph(plan, job, notify, engine.codec_threads))
+    worked = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
+    slices = unfinished(volume, tables, plan.truth, worked)
+    record = recorded(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region), slices)
+    totals, scores = record.sum(axis=(0, 1, 2)), score_parts(record[..., : Column.VOXELS]).sum(axis=(0, 1, 2))
+    if settled := worked.shape[0] - len(slices):
+        a_slice = plan.blocks.shape[1] * plan.blocks.shape[2]
+        reused = int(record[..., Column.REUSED].any(axis=(1, 2)).sum())
+        observer(BlocksSettled(settled * a_slice, reused * a_slice, _counts(totals)))
+    if slices:
+        with engine.listen(observer) as notify:
+            graph = build_graph(plan, job, notify, engine.codec_threads, slices)
+            totals, scores = (
+                mine + theirs for mine, theirs in zip((totals, scores), engine.compute(*graph), strict=True)
+            )
     if plan.block[1:] != plan.grids.tiles.shape[1:]:  # else the task of a slice has written its pyramid
-        slices = range(plan.region.start[0], plan.region.stop[0])
-        engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in stale_pyramids(tables, slices)])
-    return Outcome(totals, per_slice, mean_scores(scores))
+        stale = stale_pyramids(tables, range(plan.region.start[0], plan.region.stop[0]))
+        engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in stale])
+    return Outcome(totals, mean_scores(scores))
 
 
-def build_graph(plan: Plan, job: Job, notify: Observer, codec_threads: int) -> tuple[da.Array, da.Array, da.Array]:
-    """Return totals (column), sums per slice (z, column) and summed scores, as Dask arrays that share their blocks."""
+def build_graph(
+    plan: Plan, job: Job, notify: Observer, codec_threads: int, slices: Sequence[int]
+) -> tuple[da.Array, da.Array]:
+    """Return totals (column) and summed scores of some slices, as Dask arrays that share their blocks."""
     tiles = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
     table = da.map_blocks(
         _task,
         job=job,
+        slices=_ranges(slices),
         first=plan.blocks.start,
         notify=notify,
         codec_threads=codec_threads,
-        chunks=(*_tile_chunks(plan), (len(Column),)),
+        chunks=((1,) * len(slices), *_tile_chunks(plan), (len(Column),)),
         dtype=np.int64,
         meta=np.empty((0, 0, 0, 0), np.int64),  # without it, map_blocks calls the function while the graph is built
         name=f"segment-{job.token}",
     )
-    region = plan.grids.tiles.cover(plan.region).relative_to(tiles.start).slices
-    scored = table[region]
+    scored = table[:, *plan.grids.tiles.cover(plan.region).relative_to(tiles.start).slices[1:]]
     scores = scored[..., : Column.VOXELS].map_blocks(
         score_parts, chunks=(*scored.chunks[:3], (7,)), dtype=np.int64, meta=np.empty((0, 0, 0, 0), np.int64)
     )
     axes = (0, 1, 2)
-    return (
-        scored.sum(axis=axes, split_every=SPLIT_EVERY),
-        scored.sum(axis=axes[1:], split_every=SPLIT_EVERY),
-        scores.sum(axis=axes, split_every=SPLIT_EVERY),
-    )
+    return scored.sum(axis=axes, split_every=SPLIT_EVERY), scores.sum(axis=axes, split_every=SPLIT_EVERY)
 
 
 class Engine:
@@ -264,21 +283,47 @@ class _Topic:
 
 
 def _task(
-    job: Job, first: Triple, notify: Observer, codec_threads: int, block_id: tuple[int, ...]
+    job: Job,
+    slices: tuple[range, ...],
+    first: Triple,
+    notify: Observer,
+    codec_threads: int,
+    block_id: tuple[int, ...],
 ) -> NDArray[np.int64]:
     set_codec_threads(codec_threads)
-    z, y, x = (start + offset for start, offset in zip(first, block_id[:3], strict=True))
-    record = run_block(job, (z, y, x))
-    sums = [int(value) for value in record.sum(axis=(0, 1, 2))]
+    z = _nth(slices, block_id[0])
+    record = run_block(job, (z, first[1] + block_id[1], first[2] + block_id[2]))
+    sums = record.sum(axis=(0, 1, 2))
     notify(
         BlockDone(
-            voxels=sums[Column.VOXELS],
-            counts=(sums[Column.TP], sums[Column.FP], sums[Column.FN], sums[Column.TN]),
-            reused=sums[Column.REUSED] > 0,
-            failed=sums[Column.FAILED] > 0,
+            voxels=int(sums[Column.VOXELS]),
+            counts=_counts(sums),
+            reused=bool(sums[Column.REUSED] > 0),
+            failed=bool(sums[Column.FAILED] > 0),
         )
     )
     return record
+
+
+def _counts(sums: NDArray[np.int64]) -> tuple[int, int, int, int]:
+    return int(sums[Column.TP]), int(sums[Column.FP]), int(sums[Column.FN]), int(sums[Column.TN])
+
+
+def _ranges(slices: Sequence[int]) -> tuple[range, ...]:
+    """Ascending numbers as ranges without a gap: what every task carries must not grow with their number."""
+    starts = [position for position, z in enumerate(slices) if position == 0 or slices[position - 1] != z - 1]
+    return tuple(
+        range(slices[start], slices[stop - 1] + 1)
+        for start, stop in zip(starts, [*starts[1:], len(slices)], strict=True)
+    )
+
+
+def _nth(ranges: tuple[range, ...], position: int) -> int:
+    for span in ranges:
+        if position < len(span):
+            return span[position]
+        position -= len(span)
+    raise IndexError(position)
 
 
 def _read_shard(path: Any, block_id: Triple) -> NDArray[Any]:
@@ -287,16 +332,12 @@ def _read_shard(path: Any, block_id: Triple) -> NDArray[Any]:
 
 
 def _tile_chunks(plan: Plan) -> list[tuple[int, ...]]:
-    """Number of tiles along each axis of each block that is worked on."""
-    chunks = []
-    for axis in range(3):
-        counts = []
-        for block in range(plan.blocks.start[axis], plan.blocks.stop[axis]):
-            index = [0, 0, 0]
-            index[axis] = block
-            counts.append(plan.grids.block_tiles((index[0], index[1], index[2])).shape[axis])
-        chunks.append(tuple(counts))
-    return chunks
+    """Number of tile rows, and of tile columns, of the blocks that are worked on."""
+    blocks = plan.blocks
+    z, y, x = blocks.start
+    rows = [plan.grids.block_tiles((z, row, x)).shape[1] for row in range(y, blocks.stop[1])]
+    columns = [plan.grids.block_tiles((z, y, column)).shape[2] for column in range(x, blocks.stop[2])]
+    return [tuple(rows), tuple(columns)]
 
 
 def _compute_on_workers(client: Client, collections: Sequence[Any]) -> tuple[Any, ...]:

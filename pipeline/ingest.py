@@ -2,7 +2,7 @@
 
 A new volume is built beside its place and moved there when it is whole, so that nothing half-made is ever found under
 its name. Slices that are added to one are recorded when all are written, in order of z, and taken back if one of them
-fails: whatever is killed when, those that exist have no gap.
+fails: whatever is killed when, those that exist have no gap. (`pipeline.sync` records each as soon as it is written.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.config import check_name
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
 from pipeline.histogram import UNLABELLED, joint_histogram
+from pipeline.lock import locked
 from pipeline.mapping import LabelOptions, Mapping, decide_mapping
 from pipeline.ome import VoxelSize
 from pipeline.pixels import decoding
@@ -28,7 +30,7 @@ from pipeline.pyramid import Pyramid
 from pipeline.stack import Page, read_page
 from pipeline.store import disk_errors
 from pipeline.tables import resize_volume, run_names, settle
-from pipeline.volume import Ledger, Volume, beside, locked, publish, staging_folder
+from pipeline.volume import Ledger, Volume, beside, publish, staging_folder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -74,18 +76,34 @@ def ingest_image(
         return _append(pages, path, runner, voxel_size_um)
     if path.exists():
         raise ExistsError(f"{path}: exists already; add slices with --append, or choose another --volume")
-    with _claimed(path), staging_folder(path, "ingest-image") as staging, disk_errors(path):
-        built = staging / path.name
-        window = (0, 255) if pages[0].dtype == "uint8" else _window(pages, runner)
-        volume = Volume.create(built, (len(pages), *pages[0].shape), pages[0].dtype, voxel_size_um, window)
-        job = _SliceJob(volume.image, volume.slices, staging)
+    with making(path, pages, len(pages), runner, voxel_size_um) as (volume, staging):
+        job = SliceJob(volume.image, volume.slices, staging)
         _write_slices(job, [(page, z) for z, page in enumerate(pages)], runner)
-        publish(built, path)
     return Ingested(path, None, tuple(range(len(pages))), volume.shape, "in natural order", {})
 
 
+@contextmanager
+def making(
+    path: Path, pages: Sequence[Page], slices: int, runner: Runner, voxel_size_um: VoxelSize | None
+) -> Iterator[tuple[Volume, Path]]:
+    """Make an empty volume, for slices like these, beside its place; it is moved there if all goes well.
+
+    Raises
+    ------
+    MissingInputError
+        If the folder that it is for does not exist.
+    LockedError
+        If another process makes it.
+    """
+    with _claimed(path), staging_folder(path, "ingest-image") as staging, disk_errors(path):
+        built = staging / path.name
+        window = (0, 255) if pages[0].dtype == "uint8" else _window(pages, runner)
+        yield Volume.create(built, (slices, *pages[0].shape), pages[0].dtype, voxel_size_um, window), staging
+        publish(built, path)
+
+
 def _append(pages: Sequence[Page], path: Path, runner: Runner, voxel_size_um: VoxelSize | None) -> Ingested:
-    with _changing(path, "ingest-image") as (volume, staging):
+    with changing(path, "ingest-image") as (volume, staging):
         _check_appendable(pages, volume, path, voxel_size_um)
         present = np.flatnonzero(volume.slices.present())
         # Slices at the end that do not exist are what a killed ingest has left.
@@ -93,7 +111,7 @@ def _append(pages: Sequence[Page], path: Path, runner: Runner, voxel_size_um: Vo
         slices = range(first, first + len(pages))
         try:
             resize_volume(volume, max(volume.shape[0], slices.stop))
-            job = _SliceJob(volume.image, volume.slices, staging)
+            job = SliceJob(volume.image, volume.slices, staging)
             _write_slices(job, list(zip(pages, slices, strict=True)), runner)
         except BaseException:
             resize_volume(Volume(path), first)
@@ -107,9 +125,7 @@ def _check_appendable(pages: Sequence[Page], volume: Volume, path: Path, voxel_s
         raise ConfigError(
             f"--voxel-size: got {voxel_size_um}, {path} has {volume.voxel_size_um}; leave it out with --append"
         )
-    _check_fits(pages[0], volume, path)
-    if pages[0].dtype != volume.dtype:
-        raise ShapeMismatchError(f"{pages[0].name}: is {pages[0].dtype}, {path} is {volume.dtype}; convert it")
+    check_image(pages[0], volume, path)
     mtimes = volume.slices.mtimes_ns()
     known = {(source, int(mtimes[z])): z for z, source in _sources(volume).items()}
     for page in pages:
@@ -135,28 +151,36 @@ def ingest_label(pages: Sequence[Page], path: Path, runner: Runner, label: Label
         If a file cannot be decoded; then nothing is changed.
     """
     check_name(label.name, "--label")
-    with _changing(path, "ingest-label") as (volume, staging):
-        _check_fits(pages[0], volume, path)
-        stored = _stored_mapping(volume, label.name, path)
+    with changing(path, "ingest-label") as (volume, staging):
+        check_shape(pages[0], volume, path)
+        stored = stored_mapping(volume, label.name, path)
         slices, placed = place(pages, _sources(volume), label.start_z, path)
-        values = [int(value) for value in np.unique(np.concatenate(runner(_page_values, pages, "checking")))]
+        values = sorted(set().union(*runner(page_values, pages, "checking")))
         mapping = decide_mapping(values, label, stored)
-        with _truth(volume, label.name, stored, mapping) as (truth, ledger):
-            job = _SliceJob(truth, ledger, staging, mapping)
+        with truth_target(volume, label.name, stored, mapping) as (truth, ledger):
+            job = SliceJob(truth, ledger, staging, mapping)
             _write_slices(job, list(zip(pages, slices, strict=True)), runner, "writing")
     return Ingested(path, label.name, tuple(slices), volume.shape, placed, mapping.document())
 
 
-def _stored_mapping(volume: Volume, name: str, path: Path) -> Mapping | None:
-    """Mapping of the truth of this name, or None if it is to be made."""
+def stored_mapping(volume: Volume, name: str, path: Path, option: str = "--label") -> Mapping | None:
+    """Mapping of the truth of this name, or None if it is to be made.
+
+    Raises
+    ------
+    ExistsError
+        If the name is that of a mask.
+    """
     known = volume.labels().get(name)
     if (known is not None and known.kind != "truth") or name in run_names(volume):
-        raise ExistsError(f"--label: {name!r} is the mask of a run of {path}; choose another name")
+        raise ExistsError(f"{option}: {name!r} is the mask of a run of {path}; choose another name")
     return None if known is None else Mapping(**known.mapping)
 
 
 @contextmanager
-def _truth(volume: Volume, name: str, stored: Mapping | None, mapping: Mapping) -> Iterator[tuple[Pyramid, Ledger]]:
+def truth_target(
+    volume: Volume, name: str, stored: Mapping | None, mapping: Mapping
+) -> Iterator[tuple[Pyramid, Ledger]]:
     """Open a truth to write into it; a new one is listed once that is done, and removed if it fails."""
     if stored is not None:
         if mapping != stored:
@@ -179,28 +203,42 @@ def ingest_threads(page: Page, cpus: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _SliceJob:
-    """Writes one slice with its levels, and returns what is to be recorded of it: digests of its shards, and mtime."""
+class Written:
+    """A slice that is written, and what is to be recorded of it."""
+
+    z: int
+    shard_digests: NDArray[np.uint64]
+    source: str
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SliceJob:
+    """Decodes one slice and writes it with its levels; it exists once it is recorded as well."""
 
     target: Pyramid
     ledger: Ledger
     staging: Path
     mapping: Mapping | None = None
 
-    def __call__(self, task: tuple[Page, int]) -> tuple[NDArray[np.uint64], int]:
+    def write(self, task: tuple[Page, int]) -> Written:
+        """Decode and write one slice."""
         page, z = task
         mtime_ns = _mtime_ns(page)  # before it is read: what is written to the file meanwhile makes it another file
         plane = read_page(page) if self.mapping is None else self.mapping.apply(read_page(page))
-        # A slice that is traced again: its record must not vouch for new bytes, and must not go before there are any.
+        # A slice that is written again: its record must not vouch for new bytes, and must not go before there are any.
         self.ledger.forget(z)
-        return self.target.write_slice(z, plane, self.staging), mtime_ns
+        return Written(z, self.target.write_slice(z, plane, self.staging), page.name, mtime_ns)
+
+    def record(self, written: Written) -> None:
+        """Record a slice that is written."""
+        self.ledger.record(written.z, written.shard_digests, written.source, written.mtime_ns)
 
 
-def _write_slices(job: _SliceJob, tasks: Sequence[tuple[Page, int]], runner: Runner, what: str = "") -> None:
+def _write_slices(job: SliceJob, tasks: Sequence[tuple[Page, int]], runner: Runner, what: str = "") -> None:
     """Write all slices, and then the records that make them exist, in order of z."""
-    written = zip(tasks, runner(job, tasks, what), strict=True)
-    for (page, z), (digests, mtime_ns) in sorted(written, key=lambda slice_: slice_[0][1]):
-        job.ledger.record(z, digests, page.name, mtime_ns)
+    for written in sorted(runner(job.write, tasks, what), key=attrgetter("z")):
+        job.record(written)
 
 
 def _sources(volume: Volume) -> dict[int, str]:
@@ -213,13 +251,13 @@ def _mtime_ns(page: Page) -> int:
         return page.path.stat().st_mtime_ns
 
 
-def _page_values(page: Page) -> NDArray[np.intp]:
+def page_values(page: Page) -> set[int]:
     """Distinct values of one slice."""
     pixels = read_page(page)
     # np.bincount casts to int64 first, which takes eight times the memory of the slice, and np.unique sorts a copy.
     table = np.empty((3, 1 << 8 * pixels.itemsize), np.uint32)
     joint_histogram(pixels, None, table)
-    return np.flatnonzero(table[UNLABELLED])
+    return set(map(int, np.flatnonzero(table[UNLABELLED])))
 
 
 def _window(pages: Sequence[Page], runner: Runner) -> tuple[int, int]:
@@ -235,7 +273,15 @@ def _page_range(page: Page) -> tuple[int, int]:
     return int(np.min(pixels)), int(np.max(pixels))
 
 
-def _check_fits(page: Page, volume: Volume, path: Path) -> None:
+def check_image(page: Page, volume: Volume, path: Path) -> None:
+    """Refuse an image slice of another size or type than the volume's."""
+    check_shape(page, volume, path)
+    if page.dtype != volume.dtype:
+        raise ShapeMismatchError(f"{page.name}: is {page.dtype}, {path} is {volume.dtype}; convert it")
+
+
+def check_shape(page: Page, volume: Volume, path: Path) -> None:
+    """Refuse a slice of another size than the volume's."""
     if page.shape != volume.shape[1:]:
         raise ShapeMismatchError(
             f"{page.name}: is {page.shape[0]} x {page.shape[1]}, the slices of {path} are {volume.shape[1]} x "
@@ -244,7 +290,7 @@ def _check_fits(page: Page, volume: Volume, path: Path) -> None:
 
 
 @contextmanager
-def _changing(path: Path, what: str) -> Iterator[tuple[Volume, Path]]:
+def changing(path: Path, what: str) -> Iterator[tuple[Volume, Path]]:
     """Hold a volume, and open it as it is then: another process may have changed it before it let go."""
     found = Volume(path)
     with found.lock(), staging_folder(found.path, what) as staging, disk_errors(path):

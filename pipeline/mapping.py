@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,17 @@ class Mapping:
         return {"vessel": self.vessel, "vessel_above": self.vessel_above, "unlabelled": self.unlabelled}
 
 
+class Wording(NamedTuple):
+    """How the options of a label are written where its user writes them."""
+
+    label: str
+    vessel_above: str
+    unlabelled: str
+
+
+COMMAND_LINE = Wording("--label", "--vessel-above LEVEL", "--unlabelled VALUE")
+
+
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
     """How files become a label.
@@ -64,12 +75,15 @@ class LabelOptions:
     start_z : int or None
         Slice of the first file; without it, files are placed by their names.
     vessel_above, unlabelled : see `Mapping`
+    wording : Wording
+        For messages.
     """
 
     name: str
     start_z: int | None = None
     vessel_above: float | None = None
     unlabelled: int | None = None
+    wording: Wording = COMMAND_LINE
 
 
 def decide_mapping(values: Sequence[int], label: LabelOptions, stored: Mapping | None) -> Mapping:
@@ -80,12 +94,13 @@ def decide_mapping(values: Sequence[int], label: LabelOptions, stored: Mapping |
     LabelValueError
         If they do not say it by themselves, or contradict what is stored.
     """
+    called = f"{label.wording.label} {label.name}"
     asked = Mapping(None, label.vessel_above, label.unlabelled)
     if stored is not None:
         given = {key: value for key, value in asked.document().items() if value is not None}
         if any(getattr(stored, key) != value for key, value in given.items()):
             raise LabelValueError(
-                f"--label {label.name}: its first files were read as {stored}, got {asked}; leave the options out, or "
+                f"{called}: its first files were read as {stored}, got {asked}; leave the options out, or "
                 "ingest under another name"
             )
         asked = Mapping(None, stored.vessel_above, stored.unlabelled)
@@ -97,11 +112,12 @@ def decide_mapping(values: Sequence[int], label: LabelOptions, stored: Mapping |
         listed = ", ".join(map(str, values[:LISTED_VALUES])) + (", ..." if len(values) > LISTED_VALUES else "")
         if stored is None:
             raise LabelValueError(
-                f"--label {label.name}: its files hold {len(values)} values ({listed}), expected 0 and one other; "
-                "say which are vessel with --vessel-above LEVEL, and what nobody annotated with --unlabelled VALUE"
+                f"{called}: its files hold {len(values)} values ({listed}), expected 0 and one other; "
+                f"say which are vessel with {label.wording.vessel_above}, and what nobody annotated with "
+                f"{label.wording.unlabelled}"
             )
         raise LabelValueError(
-            f"--label {label.name}: these files hold {len(values)} values ({listed}), its first files were read as "
+            f"{called}: these files hold {len(values)} values ({listed}), its first files were read as "
             f"{stored}; convert these, or ingest under another name"
         )
     return Mapping(others[0] if others else vessel, None, asked.unlabelled)

@@ -87,8 +87,8 @@ def _contradict_order(pages: Sequence[Page], sources: Sources) -> bool:
 def _unplaced(pages: Sequence[Page], sources: Sources, volume: Path) -> MissingInputError:
     """Say which file has no place, and why."""
     names = [*sources.values()]
-    known = {*map(_stem, names), *map(_number, names)} - {None}
-    strange = [page.name for page in pages if known.isdisjoint({_stem(page.name), _number(page.name)})]
+    known = {*map(stem, names), *map(_number, names)} - {None}
+    strange = [page.name for page in pages if known.isdisjoint({stem(page.name), _number(page.name)})]
     if _paged(pages):
         file, reason = pages[0].name, "pages have no names of their own, and their number or order is not that"
     elif strange:
@@ -105,7 +105,7 @@ def _paged(pages: Sequence[Page]) -> bool:
     return any(page.count > 1 for page in pages)
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """File name without its suffix, but with the page of a multi-page file."""
     file, page = _split(name)
     return Path(file).stem + page
@@ -123,7 +123,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _stems(names: Sequence[str]) -> list[str | int]:
-    return [_stem(name) for name in names]
+    return [stem(name) for name in names]
 
 
 def _numbers(names: Sequence[str]) -> list[str | int]:

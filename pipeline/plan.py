@@ -32,6 +32,8 @@ class Plan:
 
     Attributes
     ----------
+    replaces : bool
+        Whether a run of this name, made with another recipe, is thrown away.
     region : Box
         Voxels that are scored: whole tiles.
     blocks : Box
@@ -53,6 +55,7 @@ class Plan:
     region: Box
     whole: bool
     block: Triple
+    replaces: bool
     grids: Grids
     blocks: Box
     engine: str
@@ -89,8 +92,16 @@ class Plan:
         return is_fast(self.recipe.denoise.window)
 
 
-def make_plan(config: RunConfig, volume: Volume | None = None) -> Plan:
+def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = False) -> Plan:
     """Decide blocks and memory of a run; touches nothing.
+
+    Parameters
+    ----------
+    config : RunConfig
+    volume : Volume, optional
+        That of the configuration, if it is open already.
+    replace : bool
+        Whether a run of this name that was made with another recipe may be thrown away.
 
     Raises
     ------
@@ -108,7 +119,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None) -> Plan:
     asked = config.region.box(volume.shape) if config.region else Box.whole(volume.shape)
     processes, threads = parallelism(config)
     limit = config.memory or int(psutil.virtual_memory().available * DEFAULT_SHARE)
-    block = _existing_block(volume, name, recipe)
+    block = _existing_block(volume, name, recipe, replace)
     allowed = (limit - processes * PROCESS_BYTES) // (processes * threads)
     if block is None:
         least = _peak(processes, threads, task_bytes(volume, recipe, threads, smallest_block(volume)))
@@ -131,7 +142,8 @@ def make_plan(config: RunConfig, volume: Volume | None = None) -> Plan:
     read = grids.blocks.voxels(blocks).size * (volume.dtype.itemsize * recipe.denoise.window[0] + bool(config.truth))
     return Plan(
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
-        whole=config.region is None, block=block, grids=grids, blocks=blocks, engine=config.cluster.engine,
+        whole=config.region is None, block=block, replaces=replace and _differs(volume, name, recipe),
+        grids=grids, blocks=blocks, engine=config.cluster.engine,
         tasks=processes * threads,
         task_bytes=needed, peak_bytes=_peak(processes, threads, needed), limit_bytes=limit, read_bytes=read,
     )  # fmt: skip
@@ -140,7 +152,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None) -> Plan:
 def tiles_done(plan: Plan) -> int:
     """Tiles of the region whose mask and counts are recorded already."""
     volume = Volume(plan.volume)
-    if plan.name not in run_names(volume):
+    if plan.name not in run_names(volume) or plan.replaces:
         return 0
     tables = RunTables(volume, plan.name)
     if plan.truth is not None and plan.truth not in tables.truths():
@@ -207,22 +219,38 @@ def task_bytes(volume: Volume, recipe: Recipe, threads: int, block: Triple) -> i
     return max(window + 2 * strip * width + whole * levels + tables, pyramid) + shards
 
 
-def _existing_block(volume: Volume, name: str, recipe: Recipe) -> Triple | None:
-    """Block shape of the run of this name, whose recipe must be the same."""
+def _existing_block(volume: Volume, name: str, recipe: Recipe, replace: bool) -> Triple | None:
+    """Block shape of the run of this name, whose recipe must be the same unless it is replaced."""
     if name not in run_names(volume):
         if name in volume.labels():
             raise ConfigError(f"name: {name!r} is a label of {volume.path} already; choose another --name")
         return None
     tables = RunTables(volume, name)
-    now = recipe.document()
-    if tables.recipe != now:
-        changed = [
-            f"{key}: {tables.recipe.get(key)} -> {now[key]}" for key in now if tables.recipe.get(key) != now[key]
-        ]
+    changed = _changes(tables.recipe, recipe.document())
+    if changed and not replace:
         raise ExistsError(
-            f"{volume.path}: run {name!r} was made with another recipe ({'; '.join(changed)}); choose another --name"
+            f"{volume.path}: run {name!r} was made with another recipe:\n"
+            + "".join(f"  {key}: {before} -> {now}\n" for key, before, now in changed)
+            + "keep it, and give this one a name of its own with --name; or throw it away with --replace"
         )
-    return tables.block
+    return None if changed else tables.block
+
+
+def _differs(volume: Volume, name: str, recipe: Recipe) -> bool:
+    return name in run_names(volume) and RunTables(volume, name).recipe != recipe.document()
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys, dotted, in which two recipes differ, with the values of both."""
+    flat = [_flat(before), _flat(now)]
+    keys = sorted({*flat[0], *flat[1]})
+    return [(key, *(one.get(key, "-") for one in flat)) for key in keys if flat[0].get(key) != flat[1].get(key)]
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in recipe.items() if key not in sections}
+    return plain | {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
 def _check_level(recipe: Recipe, volume: Volume) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.activity import Activity, activity
 from pipeline.confusion import Counts, Scores, mean_scores, score_parts, scores
-from pipeline.errors import MissingInputError
+from pipeline.errors import DamageError, MissingInputError, PipelineError
 from pipeline.geometry import Box
 from pipeline.keys import valid_tiles
+from pipeline.store import Table
 from pipeline.tables import RunTables, Status, run_names
-from pipeline.volume import Volume
+from pipeline.volume import Ledger, Volume
 
 SCHEMA = 1
 
@@ -88,6 +91,8 @@ class Summary:
 def summarise(volume: Volume, name: str, truth: str | None, region: Box | None = None) -> Summary:
     """Sum the tables of a run over the tiles of a region, or over all.
 
+    Tiles of which a table cannot be read are pending, and the table's chunk is among the failures.
+
     Raises
     ------
     MissingInputError
@@ -95,8 +100,6 @@ def summarise(volume: Volume, name: str, truth: str | None, region: Box | None =
     """
     tables = RunTables(volume, name)
     tiles = tables.grids.tiles.cover(region or Box.whole(volume.shape))
-    cells = tiles.slices
-    status = tables.status.read(cells)
     counts, macro = None, None
     if truth is not None and truth not in tables.truths():
         known = ", ".join(tables.truths()) or "none yet"
@@ -104,33 +107,107 @@ def summarise(volume: Volume, name: str, truth: str | None, region: Box | None =
             f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
             f"compare it with `kesm run {volume.path} --truth {truth} --name {name}`"
         )
-    compared = valid_tiles(volume, tables, truth, tiles)
-    if truth is not None:
-        truth_tables = tables.truth(truth)
-        table = np.where(compared[..., None], truth_tables.counts.read(cells), 0)
+    survey = _Survey(tables, tiles)
+    status, level = survey.read(tables.status), survey.read(tables.threshold)
+    done = valid_tiles(volume, tables, truth, tiles)
+    if (~done & (status == Status.DONE)).any():  # what says so may be damaged itself
+        survey.look_for_reasons(volume, truth)
+    table = None if truth is None else survey.read(tables.truth(truth).counts)
+    done &= survey.readable
+    if table is not None:
+        table[~done] = 0
         counts = Counts(*(int(value) for value in table.sum(axis=(0, 1, 2))))
         macro = mean_scores(score_parts(table).sum(axis=(0, 1, 2)))
+    window = tables.grids.tiles.voxels(tiles)
+    failures = [(box, reason) for box, reason in tables.failures() if (box & window).size]
     return Summary(
         name=name, volume=str(volume.path), region=region, truth=truth,
-        voxels=int(tables.grids.tiles.sizes(tiles)[compared].sum()), annotated=counts.total if counts else 0,
-        counts=counts, scores=scores(counts) if counts else None, macro=macro,
-        levels=_levels(tables.threshold.read(cells)[compared]),
-        tiles=_tiles(volume, tiles, status, compared),
-        failures=[(box, reason) for box, reason in tables.failures() if (box & tables.grids.tiles.voxels(tiles)).size],
+        voxels=int(tables.grids.tiles.sizes(tiles)[done].sum()), annotated=counts.total if counts else 0,
+        counts=counts, scores=scores(counts) if counts else None, macro=macro, levels=_levels(level[done]),
+        tiles=_tiles(volume, tiles, _failed(tables, tiles, status, failures), done), failures=failures + survey.damage,
     )  # fmt: skip
 
 
-def _tiles(volume: Volume, tiles: Box, status: NDArray[Any], done: NDArray[np.bool_]) -> Tiles:
+class _Survey:
+    """Reads the tables of a run on a box of tiles as far as they can be read, and keeps where they cannot.
+
+    Attributes
+    ----------
+    readable : ndarray
+        bool, of the shape of the box: tiles whose chunks were all read.
+    damage : list of (Box, str)
+        Voxels and reason of each chunk that was not.
+    """
+
+    def __init__(self, tables: RunTables, tiles: Box) -> None:
+        self._tables, self._tiles = tables, tiles
+        self.readable = np.ones(tiles.shape, np.bool_)
+        self.damage: list[tuple[Box, str]] = []
+
+    def read(self, table: Table) -> NDArray[Any]:
+        """Values of a table, its fill where it is damaged."""
+        values, reasons = table.survey(self._tiles.slices)
+        for part in self._blocks() if reasons else ():  # a chunk is a block's tiles
+            _, reasons = table.survey(part.slices)
+            self._keep(part, reasons)
+        return values
+
+    def look_for_reasons(self, volume: Volume, truth: str | None) -> None:
+        """Look at what is compared to tell whether a tile is done: keys, and the digests of image and truth."""
+        ledgers = [volume.slices]
+        self.read(self._tables.mask_key)
+        if truth is not None:
+            self.read(self._tables.truth(truth).counts_key)
+            ledgers.append(volume.truth(truth)[1])
+        for ledger in ledgers:
+            self._read_digests(ledger, self._tiles.start[0], self._tiles.stop[0])
+
+    def _read_digests(self, ledger: Ledger, first: int, last: int) -> None:
+        """Find by halves the slices whose digests cannot be read."""
+        try:
+            ledger.shard_digests(first, last)
+        except DamageError as error:
+            if last - first == 1:
+                part = Box((first, *self._tiles.start[1:]), (last, *self._tiles.stop[1:]))
+                self._keep(part, [str(error)])
+                return
+            middle = (first + last) // 2
+            self._read_digests(ledger, first, middle)
+            self._read_digests(ledger, middle, last)
+
+    def _keep(self, part: Box, reasons: Sequence[str]) -> None:
+        if reasons:
+            self.readable[part.relative_to(self._tiles.start).slices] = False
+            self.damage += [(self._tables.grids.tiles.voxels(part), reason) for reason in reasons]
+
+    def _blocks(self) -> Iterator[Box]:
+        """Tiles of each block, as far as they are in the box."""
+        grids = self._tables.grids
+        for index in grids.blocks.cover(grids.tiles.voxels(self._tiles)):
+            yield grids.block_tiles(index) & self._tiles
+
+
+def _failed(
+    tables: RunTables, tiles: Box, status: NDArray[Any], failures: Sequence[tuple[Box, str]]
+) -> NDArray[np.bool_]:
+    """Tiles that have failed, unless they are done: without a mask, or with one that could not be compared."""
+    failed: NDArray[np.bool_] = status == Status.FAILED
+    for box, _ in failures:
+        cells = (tables.grids.tiles.cover(box) & tiles).relative_to(tiles.start).slices
+        failed[cells] |= status[cells] == Status.DONE
+    return failed
+
+
+def _tiles(volume: Volume, tiles: Box, failed: NDArray[np.bool_], done: NDArray[np.bool_]) -> Tiles:
     here = volume.slices.present()[tiles.start[0] : tiles.stop[0], None, None]
-    present = np.broadcast_to(here, status.shape)
-    failed = int((present & (status == Status.FAILED)).sum())
-    finished = int((present & done).sum())
+    present = np.broadcast_to(here, done.shape)
+    finished, broken = int((present & done).sum()), int((present & failed & ~done).sum())
     return Tiles(
-        total=status.size,
+        total=done.size,
         done=finished,
         reused=0,
-        failed=failed,
-        pending=int(present.sum()) - failed - finished,
+        failed=broken,
+        pending=int(present.sum()) - broken - finished,
         absent=int((~present).sum()),
     )
 
@@ -148,8 +225,12 @@ def _number(value: float) -> float | int | None:
 
 
 def describe(volume: Volume) -> tuple[dict[str, Any], list[Summary]]:
-    """What a volume holds, and the summary of each of its runs against each truth that it was compared with."""
+    """What a volume holds, who works on it, and the summary of each run against each truth that it was compared with.
+
+    What cannot be read is a line of the document's ``problems``, and stops nothing.
+    """
     present = volume.slices.present()
+    problems: list[str] = []
     labels = []
     for info in volume.labels().values():
         label: dict[str, Any] = {"name": info.name, "kind": info.kind}
@@ -157,10 +238,14 @@ def describe(volume: Volume) -> tuple[dict[str, Any], list[Summary]]:
             annotated = int(volume.truth(info.name)[1].present().sum())
             label |= {"slices": annotated, "mapping": info.mapping}
         labels.append(label)
-    summaries = []
+    summaries: list[Summary] = []
+    works: list[Activity] = []
     for name in run_names(volume):
-        truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
-        summaries += [summarise(volume, name, truth) for truth in truths or [None]]
+        with noted(problems):
+            works.append(activity(RunTables(volume, name)))
+        with noted(problems):
+            truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
+            summaries += [summarise(volume, name, truth) for truth in truths or [None]]
     document = {
         "schema": SCHEMA,
         "volume": str(volume.path),
@@ -170,5 +255,17 @@ def describe(volume: Volume) -> tuple[dict[str, Any], list[Summary]]:
         "slices": {"present": int(present.sum()), "absent": int((~present).sum())},
         "labels": labels,
         "runs": [summary.document() for summary in summaries],
+        "activity": [work.document() for work in works],
+        "problems": problems,
     }
     return document, summaries
+
+
+@contextmanager
+def noted(problems: list[str]) -> Iterator[None]:
+    """Add to a list what cannot be read, once, and go on."""
+    try:
+        yield
+    except PipelineError as error:
+        if str(error) not in problems:
+            problems.append(str(error))

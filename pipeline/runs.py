@@ -1,21 +1,15 @@
-"""One run from start to end: prepare the store, execute the plan, keep who did what, say what was found."""
+"""One run from start to end: prepare the store, execute the plan, say what was found."""
 
 from __future__ import annotations
 
-import getpass
-import os
-import platform
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
+from pipeline.attempt import Attempt
 from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
 from pipeline.errors import ConfigError, ExistsError
@@ -23,14 +17,12 @@ from pipeline.execute import Client, Observer, Outcome, execute, ignore, start_e
 from pipeline.plan import Plan, make_plan
 from pipeline.report import Summary, Tiles, summarise
 from pipeline.segment import Column, Job
-from pipeline.store import disk_errors
-from pipeline.tables import RunTables, run_names, settle
-from pipeline.volume import Volume, beside, locked, staging_folder
-
-RECORDED_PACKAGES = ("kesm-pipeline", "dask", "numba", "numpy", "scipy", "zarr", "zarrs")
+from pipeline.store import disk_errors, sweep_partial
+from pipeline.tables import RunTables, run_lock, run_names, settle
+from pipeline.volume import Volume, staging_folder
 
 
-def run(config: RunConfig, observer: Observer = ignore, client: Client | None = None) -> Summary:
+def run(config: RunConfig, observer: Observer = ignore, client: Client | None = None, replace: bool = False) -> Summary:
     """Do everything of a configuration that is not done, and sum the result.
 
     Parameters
@@ -40,38 +32,39 @@ def run(config: RunConfig, observer: Observer = ignore, client: Client | None = 
         Called with every event, from any thread.
     client : distributed.Client, optional
         Used in place of the configuration's cluster, and left open.
+    replace : bool
+        Whether a run of this name that was made with another recipe is thrown away.
 
     Raises
     ------
     PipelineError
         If the run cannot start or go on; what is done is kept. Blocks that failed are in the summary instead.
     """
-    return run_plan(make_plan(config), config.cluster, observer, client)
+    return run_plan(make_plan(config, replace=replace), config.cluster, observer, client)
 
 
 def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | None = None) -> Summary:
     """Carry out a plan; see `run`."""
-    started, clock = datetime.now(UTC), time.monotonic()
+    clock = time.monotonic()
     volume = Volume(plan.volume)
     job = Job(volume.path, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
     with start_engine(cluster, observer, client) as engine, _claim(volume, job):
         tables = _prepare(volume, plan)
-        ending = "stopped"
-        try:
-            outcome = execute(plan, job, tables, engine, observer)
-            ending = "finished"
-        finally:
-            engine.close()
-            tables.record_attempt(_attempt(plan, started, ending))
-    return _summary(volume, plan, outcome, time.monotonic() - clock)
+        with Attempt(volume, tables, plan, observer) as attempt:
+            try:
+                outcome = execute(plan, job, tables, engine, attempt)
+            finally:
+                engine.close()
+            summary = _summary(volume, plan, outcome, time.monotonic() - clock)
+            attempt.finish(summary)
+    return summary
 
 
 @contextmanager
 def _claim(volume: Volume, job: Job) -> Iterator[None]:
     """Be the only process that works on a run; what an earlier attempt has staged is swept, and so is its licence."""
-    lock = beside(volume.path, f"{job.name}.lock")
     with (
-        locked(lock, f"{volume.path}: run {job.name!r} is being worked on by another process"),
+        run_lock(volume, job.name),
         staging_folder(volume.path, job.staging.parent.name),
         disk_errors(volume.path),
     ):
@@ -85,6 +78,8 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
     What was planned is looked at once more: since then another process may have made a run or label of this name.
     """
     with volume.lock(), disk_errors(volume.path):
+        if plan.replaces and plan.name in run_names(volume):
+            _remove(volume, plan.name)
         if plan.name not in run_names(volume):
             if plan.name in volume.labels():
                 raise ConfigError(f"name: {plan.name!r} is a label of {volume.path} already; choose another --name")
@@ -96,6 +91,10 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
         tables = RunTables(volume, plan.name)
         if (tables.recipe, tables.block) != (plan.recipe.document(), plan.block):
             raise ExistsError(f"{volume.path}: run {plan.name!r} was changed by another process meanwhile; run again")
+        attempts = tables.attempts()
+        if attempts and "ended" not in attempts[-1]:
+            for folder in ("tiles", "runs"):
+                sweep_partial(volume.path / folder / plan.name)
         if plan.truth is not None:
             tables.create_truth(plan.truth)
         volume.publish_label(plan.name)
@@ -104,18 +103,27 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
 
 def _create(volume: Volume, plan: Plan) -> None:
     """Create a run whole, or leave nothing of it."""
-    parts = [volume.path / folder / plan.name for folder in ("labels", "tiles", "runs")]
+    parts = [volume.path / "labels" / plan.name, volume.path / "tiles" / plan.name]
     try:
         for part in parts:  # of a process that died here
             shutil.rmtree(part, ignore_errors=True)
         volume.create_mask(plan.name)
         RunTables.create(volume, plan.name, plan.recipe.document(), plan.block)
     except BaseException:
-        for part in parts:
+        history = volume.path / "runs" / plan.name
+        for part in parts if any(history.glob("attempts/*")) else [*parts, history]:
             shutil.rmtree(part, ignore_errors=True)
             with suppress(OSError):  # the folder around it, if it has nothing else
                 part.parent.rmdir()
         raise
+
+
+def _remove(volume: Volume, name: str) -> None:
+    """Remove a run but for its history; killed anywhere, it leaves the old run, to be made anew, or none."""
+    volume.withdraw_label(name)
+    (volume.path / "runs" / name / "zarr.json").unlink()
+    for part in (volume.path / "tiles" / name, volume.path / "labels" / name, volume.path / "runs" / name / "failures"):
+        shutil.rmtree(part)
 
 
 def _summary(volume: Volume, plan: Plan, outcome: Outcome, elapsed_s: float) -> Summary:
@@ -141,32 +149,3 @@ def _summary(volume: Volume, plan: Plan, outcome: Outcome, elapsed_s: float) -> 
         ),
         elapsed_s=round(elapsed_s, 3),
     )
-
-
-def _attempt(plan: Plan, started: datetime, ending: str) -> dict[str, Any]:
-    """Who ran what, where, with which programs."""
-    return {
-        "started": started.isoformat(timespec="seconds"),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "ending": ending,
-        "host": platform.node(),
-        "user": _user(),
-        "command": sys.argv,
-        "region": str(plan.region),
-        "truth": plan.truth,
-        "packages": {name: _version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a folder of sources
-        return "not installed"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # containers run under numbers that have no name
-        return str(os.getuid())

@@ -7,8 +7,8 @@ pending, mask, tables, status done, and the mask's key last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
-from pipeline.errors import DamageError, LockedError, StorageError
+from pipeline.errors import DamageError, LockedError, PipelineError, StorageError
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import counts_above, rebin
 from pipeline.keys import counts_keys, mask_keys
@@ -28,7 +28,7 @@ from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, segment_tile
 from pipeline.volume import Ledger, Volume, beside
-from pipeline.window import Window
+from pipeline.window import Lost, Window, read_stored
 
 
 class Column(IntEnum):
@@ -91,16 +91,23 @@ def run_block(job: Job, index: Triple) -> NDArray[np.int64]:
         return block.run()
     except (LockedError, StorageError, MemoryError):
         raise
+    except PipelineError as error:
+        return block.fail(str(error))
     except Exception as error:  # whatever it is, the other blocks go on and the reason is kept
-        block.fail(f"{type(error).__name__}: {error}")
-        return block.record(Status.FAILED)
+        return block.fail(f"{type(error).__name__}: {error}")
 
 
 def build_pyramid(job: Job, z: int) -> None:
-    """Write the mask's levels of a slice whose blocks were parts of it."""
+    """Write the mask's levels of a slice whose blocks were parts of it; a block that cannot be read back has failed."""
     handles = _open(job)
-    handles.mask.rebuild_levels(z, job.staging)
-    handles.tables.pyramid_key.write((slice(z, z + 1),), pyramid_key(handles.tables, z))
+    key = pyramid_key(handles.tables, z)
+    try:
+        handles.mask.rebuild_levels(z, job.staging)
+    except DamageError as error:
+        for index in handles.tables.grids.blocks.cover(_slice(handles.volume.shape, z)):
+            handles.tables.disown(index, str(error))
+        return
+    handles.tables.pyramid_key.write((slice(z, z + 1),), key)
 
 
 def stale_pyramids(tables: RunTables, slices: range) -> list[int]:
@@ -151,63 +158,90 @@ class _Block:
         self.tiles = self.grids.block_tiles(index)
         self.cells = self.tiles.slices
         self.z = self.box.start[0]
+        self._slice_cells = (slice(self.z, self.z + 1),)
         self.masked = False  # whether the mask is done, and only counts are missing
 
     def run(self) -> NDArray[np.int64]:
-        handles = self.handles
         image_digests, planes = self._image_inputs()
         if not planes:
-            return self.record(Status.ABSENT)
+            return self._leave_empty()
         truth_digests = self._truth_inputs()
         keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles)
         count_keys = None if truth_digests is None else counts_keys(keys, truth_digests, self.grids, self.tiles)
         masked = self.masked = self._is_masked(keys)
-        if masked and (
-            handles.truth_tables is None or (handles.truth_tables.counts_key.read(self.cells) == count_keys).all()
-        ):
-            return self.record(Status.DONE, reused=True)
+        if masked and self._is_counted(count_keys):
+            return self._record(reused=True)
 
         self._forget(masked)
         results = self._compute(planes, image_digests, truth_digests, write_mask=not masked)
         self._check_unchanged(image_digests, truth_digests)
         self._check_licence()
         self._remember(results, keys, count_keys)
-        return self.record(Status.DONE)
+        return self._record(failed=results.failed | results.uncounted)
 
-    def record(self, status: Status, reused: bool = False) -> NDArray[np.int64]:
-        """What the block adds to the result, read back from its tables."""
-        record = np.zeros((*self.tiles.shape, len(Column)), np.int64)
-        if status is Status.DONE:
-            if self.handles.truth_tables is not None:
-                record[..., : Column.VOXELS] = self.handles.truth_tables.counts.read(self.cells)
-            record[..., Column.VOXELS] = self.grids.tiles.sizes(self.tiles)
-            record[..., Column.DONE] = 1
-            record[..., Column.REUSED] = reused
-        else:
-            record[..., Column.FAILED if status is Status.FAILED else Column.ABSENT] = 1
-        return record
-
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> NDArray[np.int64]:
         """Leave fill in the mask, zero in the counts, and the reason in the documents; a mask that is done stays."""
         self._check_licence()
-        tables = self.handles.tables
         self._forget(self.masked)
+        self._empty(Status.FAILED)
+        self.handles.tables.record_failure(self.index, [(self.box, reason)])
+        return self._record(failed=np.ones(self.tiles.shape, np.bool_))
+
+    def _leave_empty(self) -> NDArray[np.int64]:
+        """Leave a slice that does not exist as one that never did."""
+        if (self.handles.tables.status.read(self.cells) != Status.ABSENT).any():
+            self._check_licence()
+            self._forget(masked=False)
+            self._empty(Status.ABSENT)
+            self.handles.tables.clear_failure(self.index)
+        record = np.zeros((*self.tiles.shape, len(Column)), np.int64)
+        record[..., Column.ABSENT] = 1
+        return record
+
+    def _empty(self, status: Status) -> None:
+        """Make mask and tables what they are before there is anything in them."""
+        tables = self.handles.tables
         if self.handles.truth_tables is not None:
             self.handles.truth_tables.counts.write(self.cells, 0)
             self.handles.truth_tables.histogram.write(self.cells, 0)
         if not self.masked:
             self.handles.mask.erase(self.box)
-            tables.shard_digest.write(self._shards(), ALL_FILL)
+            tables.shard_digest.write(self._shards(), ABSENT if status is Status.ABSENT else ALL_FILL)
             tables.threshold.write(self.cells, np.nan)
-            tables.status.write(self.cells, Status.FAILED)
-        tables.record_failure(self.index, reason)
+            if self.box.shape[1:] == self.handles.volume.shape[1:]:  # then the levels are gone too
+                tables.pyramid_key.write(self._slice_cells, ABSENT)
+            tables.status.write(self.cells, status)
+
+    def _record(self, reused: bool = False, failed: Array | None = None) -> NDArray[np.int64]:
+        """What the block adds to the result, read back from its tables."""
+        truth_tables = self.handles.truth_tables
+        counts = 0 if truth_tables is None else truth_tables.counts.read(self.cells)
+        record = _done(self.handles.tables, self.tiles, counts)
+        record[..., Column.REUSED] = reused
+        if failed is not None:
+            record[failed] = 0
+            record[failed, Column.FAILED] = 1
+        return record
 
     def _is_masked(self, keys: Array) -> bool:
-        """Whether the mask was made from the same, and is still there."""
+        """Whether the mask was made from the same, and is still there with its tables."""
         tables = self.handles.tables
-        if not (tables.mask_key.read(self.cells) == keys).all():
-            return False
-        return self.handles.mask.full.lost_shard(self.box, tables.shard_digest.read(self._shards())) is None
+        return (
+            bool((tables.mask_key.read(self.cells) == keys).all())
+            and bool((tables.status.read(self.cells) == Status.DONE).all())
+            and bool(tables.threshold.stored(self.cells).all() and tables.threshold.read(self.cells).size)
+            and bool((tables.shard_digest.read(self._shards()) != ABSENT).all())
+            and self.handles.mask.full.lost_shard(self.box, tables.shard_digest.read(self._slice_cells)) is None
+        )
+
+    def _is_counted(self, keys: Array | None) -> bool:
+        """Whether the mask was compared with the same truth, if with any, and the result is still there."""
+        tables = self.handles.truth_tables
+        return tables is None or (
+            bool((tables.counts_key.read(self.cells) == keys).all())
+            and bool(tables.counts.stored(self.cells).all() and tables.counts.read(self.cells).size)
+            and bool(tables.histogram.stored(self.cells).all())
+        )
 
     def _check_licence(self) -> None:
         if not self.job.staging.is_dir():
@@ -251,7 +285,9 @@ class _Block:
         writer = self.handles.mask.writer(self.z, self.job.staging, with_levels=whole) if write_mask else None
         for strip in self._strips():
             origin, stack = window.move(strip)
-            truth = self._read_truth(strip, truth_digests)
+            truth, truth_lost = self._read_truth(strip, truth_digests)
+            self._give_up(results, window.lost, halo, results.failed)
+            self._give_up(results, truth_lost, (0, 0, 0), results.uncounted)
             mask = scratch.array("mask", strip.shape, np.uint8)
             self._segment(strip, origin, stack, truth, mask, results)
             if writer is not None:
@@ -260,8 +296,18 @@ class _Block:
             results.shard_digest = writer.finish()
             if whole:
                 key = digest_bytes(results.shard_digest.tobytes())
-                self.handles.tables.pyramid_key.write((slice(self.z, self.z + 1),), key)
+                self.handles.tables.pyramid_key.write(self._slice_cells, key)
         return results
+
+    def _give_up(self, results: _Results, lost: Lost, halo: Triple, tiles: Array) -> None:
+        """Mark the tiles that need voxels which could not be read, and keep why."""
+        for part, reason in lost:
+            (_, top, left), (_, bottom, right) = part.start, part.stop
+            here = Box((self.z, top, left), (self.z + 1, bottom, right)).grow((0, *halo[1:])) & self.box
+            cells = self.grids.tiles.cover(here)
+            tiles[cells.relative_to(self.tiles.start).slices] = True
+            results.reasons.setdefault(reason, []).append(cells)
+        lost.clear()
 
     def _strips(self) -> Iterator[Box]:
         """The block cut into rows of shards."""
@@ -289,22 +335,25 @@ class _Block:
             in_strip = slice(top - strip.start[1], bottom - strip.start[1])
             for column, left, right in columns:
                 across = slice(left - strip.start[2], right - strip.start[2])
+                local = 0, row - self.tiles.start[1], column - self.tiles.start[2]
+                if results.failed[local]:
+                    mask[0, in_strip, across] = 0
+                    continue
                 traced = None if truth is None else truth[0, in_strip, across]
                 start = top - origin[1], left - origin[2]
                 level = segment_tile(stack, start, traced, mask[0, in_strip, across], joint, rule)
-                local = 0, row - self.tiles.start[1], column - self.tiles.start[2]
                 results.threshold[local] = level
-                if results.counts is not None and results.histogram is not None:
+                if results.counts is not None and results.histogram is not None and not results.uncounted[local]:
                     results.counts[local] = counts_above(joint, level)
                     rebin(joint, resolved, results.histogram[local])
 
-    def _read_truth(self, strip: Box, digests: Array | None) -> Array | None:
-        """Return the truth of a strip, or None where nobody annotated the slice."""
+    def _read_truth(self, strip: Box, digests: Array | None) -> tuple[Array | None, Lost]:
+        """Return the truth of a strip, or None where nobody annotated the slice; and what of it is lost."""
         if self.handles.truth is None or digests is None or not digests.any():
-            return None
-        array = self.handles.truth[0].full
-        self.handles.volume.check_stored(array, strip, digests)
-        return array.read(strip, scratch.array("truth", strip.shape, np.uint8))
+            return None, []
+        truth = scratch.array("truth", strip.shape, np.uint8)
+        lost = read_stored(self.handles.volume, self.handles.truth[0].full, strip, digests, truth)
+        return truth, lost
 
     def _filtered_window(self) -> tuple[int, int]:
         """Grey levels that the stored histograms resolve, on the filtered scale."""
@@ -313,13 +362,9 @@ class _Block:
         return (top - high, top - low) if self.job.recipe.foreground == "dark" else (low, high)
 
     def _forget(self, masked: bool) -> None:
-        """Take back what the ledger says of the block before anything of it changes."""
-        tables = self.handles.tables
+        """Take back what the ledger says of what is about to change."""
         if not masked:
-            tables.status.write(self.cells, Status.PENDING)
-            tables.mask_key.write(self.cells, ABSENT)
-            for name in tables.truths():
-                tables.truth(name).counts_key.write(self.cells, ABSENT)
+            self.handles.tables.take_back(self.index)
         elif self.handles.truth_tables is not None:
             self.handles.truth_tables.counts_key.write(self.cells, ABSENT)
 
@@ -331,17 +376,27 @@ class _Block:
 
     def _remember(self, results: _Results, keys: Array, count_keys: Array | None) -> None:
         tables, truth_tables = self.handles.tables, self.handles.truth_tables
-        tables.threshold.write(self.cells, results.threshold)
         if results.shard_digest is not None:
+            tables.threshold.write(self.cells, results.threshold)
             tables.shard_digest.write(self._shards(), results.shard_digest)
         if truth_tables and results.counts is not None and results.histogram is not None and count_keys is not None:
             truth_tables.counts.write(self.cells, results.counts)
             truth_tables.histogram.write(self.cells, results.histogram)
-            truth_tables.counts_key.write(self.cells, count_keys)
-        tables.clear_failure(self.index)
+            truth_tables.counts_key.write(self.cells, np.where(results.failed | results.uncounted, ABSENT, count_keys))
+        if results.reasons:
+            tables.record_failure(self.index, [(self._around(found), why) for why, found in results.reasons.items()])
+        else:
+            tables.clear_failure(self.index)
         if results.shard_digest is not None:
-            tables.status.write(self.cells, Status.DONE)
-            tables.mask_key.write(self.cells, keys)  # last: a block with its key needs nothing any more
+            tables.status.write(self.cells, np.where(results.failed, Status.FAILED, Status.DONE))
+            # last: a block with its key needs nothing any more
+            tables.mask_key.write(self.cells, np.where(results.failed, ABSENT, keys))
+
+    def _around(self, parts: list[Box]) -> Box:
+        """Voxels of the smallest box around some boxes of tiles."""
+        starts, stops = zip(*((part.start, part.stop) for part in parts), strict=True)
+        low, high = np.min(starts, axis=0).tolist(), np.max(stops, axis=0).tolist()
+        return self.grids.tiles.voxels(Box(tuple(low), tuple(high)))
 
     def _shards(self) -> tuple[slice, slice, slice]:
         return self.grids.shards.cover(self.box).slices
@@ -349,12 +404,15 @@ class _Block:
 
 @dataclass(slots=True)
 class _Results:
-    """Tables of one block, as they are filled."""
+    """Tables of one block, as they are filled; with the tiles that fail or only are not counted, and why."""
 
     threshold: NDArray[np.float64]
     counts: NDArray[np.int64] | None
     histogram: NDArray[np.uint32] | None
+    failed: NDArray[np.bool_]
+    uncounted: NDArray[np.bool_]
     shard_digest: NDArray[np.uint64] | None = None
+    reasons: dict[str, list[Box]] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, tiles: Triple, with_truth: bool) -> _Results:
@@ -362,4 +420,36 @@ class _Results:
             threshold=np.full(tiles, np.nan),
             counts=np.zeros((*tiles, 4), np.int64) if with_truth else None,
             histogram=np.zeros((*tiles, 3, HISTOGRAM_LEVELS), np.uint32) if with_truth else None,
+            failed=np.zeros(tiles, np.bool_),
+            uncounted=np.zeros(tiles, np.bool_),
         )
+
+
+def recorded(
+    volume: Volume, tables: RunTables, truth: str | None, tiles: Box, unfinished: Sequence[int]
+) -> NDArray[np.int64]:
+    """What the slices that need no work add to the result: int64 (z, y, x, len(Column)), zero for the others."""
+    record = np.zeros((*tiles.shape, len(Column)), np.int64)
+    settled = np.ones(tiles.shape[0], np.bool_)
+    settled[[z - tiles.start[0] for z in unfinished]] = False
+    present = volume.slices.present()[tiles.start[0] : tiles.stop[0]]
+    record[settled & ~present, ..., Column.ABSENT] = 1
+    if (reused := settled & present).any():
+        counts, _ = tables.truth(truth).counts.survey(tiles.slices) if truth else (0, ())
+        done = _done(tables, tiles, counts)
+        done[..., Column.REUSED] = 1
+        record[reused] = done[reused]
+    return record
+
+
+def _done(tables: RunTables, tiles: Box, counts: Array | int) -> NDArray[np.int64]:
+    """What tiles that are done add to the result."""
+    record = np.zeros((*tiles.shape, len(Column)), np.int64)
+    record[..., : Column.VOXELS] = counts
+    record[..., Column.VOXELS] = tables.grids.tiles.sizes(tiles)
+    record[..., Column.DONE] = 1
+    return record
+
+
+def _slice(shape: Triple, z: int) -> Box:
+    return Box((z, 0, 0), (z + 1, *shape[1:]))

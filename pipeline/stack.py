@@ -23,7 +23,9 @@ from pipeline.errors import ConfigError, ImageFileError, MissingInputError, Shap
 from pipeline.pixels import CODECS, Channel, Codec, Page, Pixels, decoding, find_image, read_image
 from pipeline.tiff import MAGICS, find_slices, read_slice
 
-__all__ = ["SUFFIXES", "Channel", "Page", "Pixels", "find_pages", "read_page"]
+__all__ = [
+    "SUFFIXES", "Channel", "Page", "Pixels", "find_page", "find_pages", "list_images", "natural_key", "read_page",
+]  # fmt: skip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".btf", ".tf8")
 """What an image is called in a folder or glob; a file that is named on its own may be called anything."""
@@ -78,6 +80,37 @@ def find_pages(sources: Sequence[str | Path], channel: Channel = None) -> list[P
                 "a stack has slices (y, x) of one shape and type: leave the other ones out, crop or convert them"
             )
     return pages
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the absolute paths of the images directly in a folder, in natural order; of none, where it has none.
+
+    Raises
+    ------
+    MissingInputError, ImageFileError
+        If it is no folder, or may not be listed.
+    """
+    with decoding(str(folder)):
+        if not folder.is_dir():
+            raise MissingInputError(f"{folder}: no such folder; is its disk mounted?")
+        images = [path.absolute() for path in folder.iterdir() if _is_image(path)]
+    return sorted(images, key=lambda path: (natural_key(path), path.name))
+
+
+def find_page(path: Path, channel: Channel = None) -> Page:
+    """Return the one slice of a file, reading its header only; see `find_pages`.
+
+    Raises
+    ------
+    UnsupportedImageError
+        If there are several in it, or none that can be stored.
+    ImageFileError
+        If the file is no image, is broken, or holds less than it declares.
+    """
+    pages = _find_in_file(path, channel)
+    if len(pages) != 1:
+        raise UnsupportedImageError(f"{path.name}: holds {len(pages)} slices, expected one; save each as a file")
+    return pages[0]
 
 
 def read_page(page: Page) -> Pixels:
@@ -150,7 +183,7 @@ def _expand(source: str | Path) -> list[Path]:
 def _images(entries: Iterable[Path], where: str) -> list[Path]:
     """Return the images among the entries of a folder or the matches of a pattern; a broken link counts as one."""
     found = list(entries)
-    images = [path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != "." and not path.is_dir()]
+    images = [path for path in found if _is_image(path)]
     if images:
         return images
     folders = sorted(path.name for path in found if path.is_dir())
@@ -159,11 +192,15 @@ def _images(entries: Iterable[Path], where: str) -> list[Path]:
     raise MissingInputError(f"{where} holds no image: {reason}{hint}")
 
 
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.name[0] != "." and not path.is_dir()
+
+
 def _ordered(paths: Iterable[Path]) -> list[Path]:
     """Return absolute paths in natural order, and refuse those that have no order."""
     by_key: dict[object, Path] = {}
     for path in (Path(os.path.abspath(path)) for path in paths):  # noqa: PTH100 - removes "..", but follows no link
-        key = _natural_key(path)
+        key = natural_key(path)
         other = by_key.setdefault(key, path)
         if other is path:
             continue
@@ -173,7 +210,7 @@ def _ordered(paths: Iterable[Path]) -> list[Path]:
     return [by_key[key] for key in sorted(by_key)]  # type: ignore[type-var]
 
 
-def _natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
+def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
     """Return a key that sorts numbers by value and letters without case, folder by folder and without the suffix."""
     return tuple(
         tuple(

@@ -7,7 +7,8 @@ another one, 42 to 49 % of the entries were lost.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -16,8 +17,9 @@ from typing import Any
 
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box, Grid, Triple
-from pipeline.store import SHARD, Table, create_document, read_document
-from pipeline.volume import Volume
+from pipeline.lock import locked
+from pipeline.store import ABSENT, SHARD, Table, create_document, read_document
+from pipeline.volume import Volume, beside
 
 HISTOGRAM_LEVELS = 256
 
@@ -149,31 +151,59 @@ class RunTables:
             create_document(path, {})
         return TruthTables(path)
 
-    def record_failure(self, block: Triple, reason: str) -> None:
-        """Keep why a block failed."""
-        create_document(self._failure(block), {"block": list(block), "reason": reason})
+    def take_back(self, block: Triple) -> None:
+        """Take back what is recorded of a block before any of it changes: an old record vouches for no new bytes."""
+        cells = self.grids.block_tiles(block).slices
+        self.status.write(cells, Status.PENDING)
+        self.mask_key.write(cells, ABSENT)
+        for name in self.truths():
+            self.truth(name).counts_key.write(cells, ABSENT)
+
+    def disown(self, block: Triple, reason: str) -> None:
+        """Call a block that was done failed, so that the next run makes it again."""
+        self.take_back(block)
+        self.record_failure(block, [(self.grids.blocks.box(block), reason)])
+        self.status.write(self.grids.block_tiles(block).slices, Status.FAILED)
+
+    def record_failure(self, block: Triple, parts: Sequence[tuple[Box, str]]) -> None:
+        """Keep which voxels of a block failed, and why."""
+        document = {"block": list(block), "parts": [[part.start, part.stop, reason] for part, reason in parts]}
+        create_document(self._failure(block), document)
 
     def clear_failure(self, block: Triple) -> None:
         """Forget why a block failed, once it is done."""
         shutil.rmtree(self._failure(block), ignore_errors=True)
 
     def failures(self) -> Iterator[tuple[Box, str]]:
-        """Voxels and reason of each failed block."""
+        """Voxels that failed, and why."""
         for name in _group_names(self._documents / "failures"):
-            document = read_document(self._documents / "failures" / name)
-            if document:
-                z, y, x = document["block"]
-                yield self.grids.blocks.box((z, y, x)), document["reason"]
+            document = read_document(self._documents / "failures" / name) or {}
+            for start, stop, reason in document.get("parts", []):
+                yield Box(tuple(start), tuple(stop)), reason
 
-    def record_attempt(self, attempt: dict[str, Any]) -> None:
-        """Append who ran what, when and with which outcome."""
-        folder = self._documents / "attempts"
-        create_document(folder / f"{len(_group_names(folder)):06d}", attempt)
+    def begin_attempt(self, attempt: dict[str, Any]) -> int:
+        """Append who starts to work on the run, with what, and return the number of the attempt."""
+        known = _group_names(self._documents / "attempts")
+        number = int(known[-1]) + 1 if known else 0
+        create_document(self._attempt(number), {"number": number, **attempt})
+        return number
+
+    def end_attempt(self, number: int, outcome: dict[str, Any]) -> None:
+        """Append how an attempt ended, beside its beginning: neither is ever written again."""
+        create_document(self._attempt(number) / "end", outcome)
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Every attempt, oldest first."""
-        folder = self._documents / "attempts"
-        return [read_document(folder / name) or {} for name in _group_names(folder)]
+        """Every attempt, oldest first; one that was killed, or is at work, has no ``ended``."""
+        folders = [self._documents / "attempts" / name for name in _group_names(self._documents / "attempts")]
+        return [{**(read_document(folder) or {}), **(read_document(folder / "end") or {})} for folder in folders]
+
+    def beat(self, heartbeat: dict[str, Any]) -> None:
+        """Replace what the process at work says of itself every few seconds."""
+        create_document(self._documents / "heartbeat", heartbeat)
+
+    def heartbeat(self) -> dict[str, Any] | None:
+        """What the process at work, or the last one, has said of itself."""
+        return read_document(self._documents / "heartbeat")
 
     def resize(self, slices: int) -> None:
         """Change the number of slices of every table."""
@@ -186,6 +216,38 @@ class RunTables:
 
     def _failure(self, block: Triple) -> Path:
         return self._documents / "failures" / "-".join(map(str, block))
+
+    def _attempt(self, number: int) -> Path:
+        return self._documents / "attempts" / f"{number:06d}"
+
+
+@contextmanager
+def run_lock(volume: Volume, name: str) -> Iterator[None]:
+    """Be the only process that works on a run.
+
+    Raises
+    ------
+    LockedError
+        If another one does.
+    """
+    lock = beside(volume.path, f"run-{name}.lock")
+    with locked(lock, f"{volume.path}: run {name!r} is being worked on by another process"):
+        yield
+
+
+@contextmanager
+def quiet(volume: Volume) -> Iterator[None]:
+    """Hold every run of a volume, so that slices may be replaced; the caller holds the volume, so that none is made.
+
+    Raises
+    ------
+    LockedError
+        If one is being worked on.
+    """
+    with ExitStack() as stack:
+        for name in run_names(volume):
+            stack.enter_context(run_lock(volume, name))
+        yield
 
 
 def resize_volume(volume: Volume, slices: int) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from shlex import quote
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from pipeline.confusion import Counts, scores
-from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started
+from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
 from pipeline.plan import Plan
 from pipeline.report import Summary
 
@@ -95,6 +99,10 @@ class Meter:
                 self._reused += event.reused
                 self._failed += event.failed
                 self._counts += Counts(*event.counts)
+            case BlocksSettled(count=count, counts=counts):
+                self._done += count
+                self._reused += count
+                self._counts += Counts(*counts)
 
     def _rate(self) -> str:
         elapsed = max(time.monotonic() - self._begin, 1e-9)
@@ -184,12 +192,10 @@ def show_plan(plan: Plan, done: int, console: Console | None = None) -> None:
 
 def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
     """The plan in words."""
-    window = " x ".join(map(str, plan.recipe.denoise.window))
     total = plan.grids.tiles.cover(plan.region).size
     return [
         ("volume", f"{plan.volume}, {' x '.join(map(str, plan.grids.tiles.shape))} voxels (z, y, x)"),
-        ("recipe", f"{plan.recipe.foreground} vessels, {plan.recipe.denoise.method} {window}, "
-         f"{plan.recipe.threshold.method} per {plan.recipe.threshold.scope} of {plan.recipe.tile}"),
+        ("recipe", recipe_words(plan.recipe.document())),
         ("filter", "compiled" if plan.fast_filter else "SciPy: exact, but a hundred times slower than size 3 or 5"),
         ("truth", plan.truth or "none: no scores"),
         ("region", str(plan.region)),
@@ -203,27 +209,137 @@ def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def recipe_words(recipe: Mapping[str, Any]) -> str:
+    """A recipe, as it is stored, in one line."""
+    denoise, threshold = recipe["denoise"], recipe["threshold"]
+    size = denoise.get("size")
+    window = "" if size is None else " " + " x ".join(map(str, size if isinstance(size, list) else (1, size, size)))
+    level = f" {threshold['level']:g}" if "level" in threshold else ""
+    return (
+        f"{recipe['foreground']} vessels, {'no filter' if size is None else denoise['method']}{window}, "
+        f"{threshold['method']}{level} per {threshold['scope']} of {recipe['tile']}"
+    )
+
+
+class StatusBoard:
+    """Shows a volume's status again and again: in place on a terminal, elsewhere as a block of lines where it changed.
+
+    Parameters
+    ----------
+    stream : file, optional
+        Default stdout.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._console = make_console(stream)
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._shown: list[str] = []
+
+    def __enter__(self) -> StatusBoard:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def show(self, document: dict[str, Any], summaries: list[Summary]) -> None:
+        """Show what `describe` has found now."""
+        parts, time_of_day = status_parts(document, summaries), f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
+        if self._console.is_terminal:
+            self._live.update(Group(time_of_day, *parts), refresh=True)
+            return
+        with self._console.capture() as captured:
+            print_parts(parts, self._console)
+        lines = captured.get().splitlines()
+        if lines != self._shown:
+            self._console.print("\n".join([time_of_day, *lines, ""]), soft_wrap=True)
+            self._console.file.flush()
+            self._shown = lines
+
+
 def show_status(document: dict[str, Any], summaries: list[Summary], console: Console | None = None) -> None:
     """Print what a volume holds."""
-    console = console or make_console()
-    size = document["voxel_size_um"]
-    console.print(
+    print_parts(status_parts(document, summaries), console or make_console())
+
+
+def print_parts(parts: Sequence[str | Table], console: Console) -> None:
+    """Print lines whole, however long, and tables as wide as the console."""
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def status_parts(document: dict[str, Any], summaries: list[Summary]) -> list[str | Table]:
+    """What a volume holds, as lines and a table."""
+    size, slices = document["voxel_size_um"], document["slices"]
+    parts: list[str | Table] = [
         f"{document['volume']}: {' x '.join(map(str, document['shape']))} voxels (z, y, x), {document['dtype']}, "
         + (f"{' x '.join(f'{length:g}' for length in size)} um a voxel" if size else "voxel size not known"),
-        soft_wrap=True,
-    )
-    slices = document["slices"]
-    console.print(f"slices: {slices['present']} present, {slices['absent']} absent")
-    for label in document["labels"]:
-        if label["kind"] == "truth":
-            console.print(f"truth {label['name']}: {label['slices']} of {slices['present']} slices annotated")
+        f"slices: {slices['present']} present, {slices['absent']} absent",
+    ]
+    truths = (label for label in document["labels"] if label["kind"] == "truth")
+    parts += [f"truth {truth['name']}: {truth['slices']} of {slices['present']} slices annotated" for truth in truths]
     if summaries:
-        console.print(_runs_table(summaries))
+        parts.append(_runs_table(summaries))
+    elif not document["problems"]:
+        parts.append(f"no runs yet; start one with: kesm run {quote(document['volume'])}")
+    parts += [f"{work['name']}: {recipe_words(work['recipe'])}" for work in document["activity"]]
+    parts += [f"{work['name']}: {activity_words(work)}" for work in document["activity"] if work["state"]]
+    failures = {(summary.name, box, reason): None for summary in summaries for box, reason in summary.failures}
+    parts += [f"{name} failed: {box}: {reason}" for name, box, reason in failures]  # once, whatever it is compared with
+    parts += [f"cannot be read: {problem}" for problem in document["problems"]]
+    return [printable(part) if isinstance(part, str) else part for part in parts]
+
+
+def activity_words(work: Mapping[str, Any]) -> str:
+    """What the latest attempt of a run does, or how it ended, in one line."""
+    who = f"{work['user'] or 'somebody'} on {work['host'] or 'some machine'}"
+    if work["state"] == "ended":
+        ending, _, reason = (work["ending"] or "ended").partition(": ")
+        return f"{ending} at {_time(work['ended'])} ({who}){reason and f': {reason}'}"
+    if work["state"] == "killed":
+        heard = work["last_heard"] or work["started"]
+        return f"stopped without a word at {_time(heard)} ({who}); run it again to go on"
+    doing = [f"running since {_time(work['started'])} by {who} (process {work['process']}, {work['engine']})"]
+    blocks = work["blocks"]
+    if blocks:
+        doing[0] += f": {blocks['done']:,} of {blocks['total']:,} blocks"
+        doing += [f"{blocks[kind]:,} {kind}" for kind in ("reused", "failed") if blocks[kind]]
     else:
-        console.print(f"no runs yet; start one with: kesm run {document['volume']}", soft_wrap=True)
-    for summary in summaries:
-        for box, reason in summary.failures:
-            console.print(f"{summary.name} failed: {box}: {reason}", soft_wrap=True)
+        doing[0] += ": starting"
+    if work["voxels_per_s"]:
+        doing.append(f"{work['voxels_per_s'] / 1e6:.0f} Mvoxel/s")
+    if work["eta_s"] is not None and blocks and blocks["done"] < blocks["total"]:
+        doing.append(f"{_duration(work['eta_s'])} left")
+    return ", ".join(doing)
+
+
+def show_page(page: str, console: Console | None = None) -> None:
+    """Print lines that hold what users have typed."""
+    for line in page.splitlines():
+        (console or make_console()).print(printable(line), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text without what would drive a terminal: names of users, hosts and files may hold any character."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _time(moment: str | None) -> str:
+    """A moment (ISO 8601) on the reader's clock, with its date unless that is today."""
+    if moment is None:
+        return "an unknown time"
+    local, today = datetime.fromisoformat(moment).astimezone(), datetime.now().astimezone().date()
+    return f"{local:%H:%M}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"
+
+
+def _duration(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{0 if unit == 'min' else 1}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _runs_table(summaries: list[Summary]) -> Table:

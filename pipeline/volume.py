@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.errors import (
     DamageError,
     ExistsError,
-    LockedError,
     MissingInputError,
     NotAVolumeError,
-    StorageError,
 )
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import TRUTH_UNLABELLED
+from pipeline.lock import locked
 from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
 from pipeline.store import (
@@ -39,6 +37,8 @@ from pipeline.store import (
 
 FORMAT_VERSION = 1
 LOCK_WAIT_S = 10.0
+READS = 3  # of a record that is being replaced, before it is called damaged
+RECORD_WAY_OUT = "restore it from a copy, or ingest the slice again"
 
 
 class Ledger:
@@ -64,18 +64,52 @@ class Ledger:
         return cls(path)
 
     def present(self) -> NDArray[np.bool_]:
-        """Whether each slice exists, (z,)."""
-        return np.asarray(self._digest.read() != ABSENT)
+        """Whether each slice exists, (z,); one whose record is lost or damaged does: it is not processed as absent."""
+        digests, damaged = self._digest.survey()
+        present: NDArray[np.bool_] = digests != ABSENT
+        if damaged or not present.all():
+            present |= self._lost(slice(None))
+            for z in np.flatnonzero(~present) if damaged else ():
+                present[z] = bool(self._digest.survey((slice(z, z + 1),))[1])
+        return present
 
     def shard_digests(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
-        """Digests of the shards of some slices, (z, y, x) of the shard grid; 0 for slices that do not exist."""
-        span = (slice(start, stop),)
-        recorded = self._shards.read(span)
-        # The slice's digest is that of its shards' digests: read while they are being replaced, the two do not agree.
-        for position, digest in enumerate(self._digest.read(span)):
-            if digest == ABSENT or digest != digest_bytes(recorded[position].tobytes()):
-                recorded[position] = ABSENT
+        """Digests of the shards of some slices, (z, y, x) of the shard grid; 0 for slices that do not exist.
+
+        Raises
+        ------
+        DamageError
+            If the record of a slice is lost or damaged.
+        """
+        span = slice(start, stop)
+        for _ in range(READS):
+            try:
+                recorded, digests = self._shards.read((span,)), self._digest.read((span,))
+            except DamageError as error:
+                raise DamageError(f"{error}; {RECORD_WAY_OUT}") from error
+            recorded[digests == ABSENT] = ABSENT
+            # The slice's digest is that of its shards' digests: read while they are replaced, the two do not agree.
+            agree = [
+                digest == ABSENT or digest == digest_bytes(row.tobytes())
+                for row, digest in zip(recorded, digests, strict=True)
+            ]
+            if all(agree):
+                break
+        else:
+            z = start + agree.index(False)
+            raise DamageError(f"{self._path}: the digests of slice {z} contradict each other; {RECORD_WAY_OUT}")
+        if not digests.all() and (lost := self._lost(span)).any():
+            z = start + int(lost.argmax())
+            raise DamageError(f"{self._path}: chunk digest/c/{z} is missing; {RECORD_WAY_OUT}")
         return recorded
+
+    def _lost(self, span: slice) -> NDArray[np.bool_]:
+        """Slices whose digest has no file, though it was written: it is the first thing that is written of a slice."""
+        return self._shards.stored((span,)) & ~self._digest.stored((span,))
+
+    def fingerprint(self) -> str:
+        """Digest of the digests of all slices, 16 hexadecimal digits."""
+        return f"{digest_bytes(self._digest.survey()[0].tobytes()):016x}"
 
     def source(self, z: int) -> str | None:
         """Name of the file that a slice came from."""
@@ -83,8 +117,8 @@ class Ledger:
         return None if document is None else document.get("file")
 
     def mtimes_ns(self) -> NDArray[np.int64]:
-        """When the file of each slice was last written to, in ns since 1970, (z,)."""
-        return self._mtime.read()
+        """When the file of each slice was last written to, in ns since 1970, (z,); 0 where that is lost."""
+        return self._mtime.survey()[0]
 
     def forget(self, z: int) -> None:
         """Take back that a slice exists, before it is written again."""
@@ -93,6 +127,7 @@ class Ledger:
     def record(self, z: int, shard_digests: NDArray[np.uint64], source: str, mtime_ns: int) -> None:
         """Record a slice that is written: its digest last, which makes it exist."""
         cell = (slice(z, z + 1),)
+        self._digest.write(cell, ABSENT)
         self._shards.write(cell, shard_digests)
         self._mtime.write(cell, mtime_ns)
         create_document(self._path / "files" / f"{z:06d}", {"file": source})
@@ -275,6 +310,17 @@ class Volume:
             },
         )
 
+    def withdraw_label(self, name: str) -> None:
+        """Take a label from the group of labels; the caller holds the lock."""
+        names = [other for other in self._label_names() if other != name]
+        create_document(self.path / "labels", {"ome": {"version": "0.5", "labels": names}})
+
+    def sign_mask(self, name: str, provenance: dict[str, Any]) -> None:
+        """Say in a mask's own metadata how it was made; only the process that works on its run does so."""
+        path = self.path / "labels" / name
+        document = read_document(path) or {}
+        create_document(path, {**document, "kesm": {**document.get("kesm", {}), "provenance": provenance}})
+
     def remove_truth(self, name: str) -> None:
         """Remove a truth that was never published."""
         shutil.rmtree(self.path / "labels" / name, ignore_errors=True)
@@ -290,6 +336,10 @@ class Volume:
             If another process holds it for longer than ten seconds.
         """
         with locked(beside(self.path, "lock"), f"{self.path}: another process is changing it", LOCK_WAIT_S):
+            # What zarr had not yet renamed into place when a process was killed; only who holds the lock writes there.
+            for folder in ("", "[0-9]*", "labels", "labels/*/[0-9]*", "slices/**"):
+                for left in self.path.glob(f"{folder}/*.partial".lstrip("/")):
+                    left.unlink(missing_ok=True)
             yield
 
     def resize(self, slices: int) -> None:
@@ -364,29 +414,6 @@ def staging_folder(volume: Path, what: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         with suppress(OSError):  # another process still uses its own part of it
             staging.parent.rmdir()
-
-
-@contextmanager
-def locked(path: Path, problem: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold a lock that ends with the process that holds it.
-
-    Raises
-    ------
-    LockedError
-        With ``problem``, if another process holds it.
-    """
-    lock = FileLock(path)
-    try:
-        with disk_errors(path):
-            lock.acquire(timeout=wait_s)
-    except Timeout as error:
-        raise LockedError(f"{problem} (lock file {path}); wait for it to end") from error
-    except NotImplementedError as error:
-        raise StorageError(f"{path}: this file system has no locks; keep the volume on another one") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def publish(built: Path, path: Path) -> None:

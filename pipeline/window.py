@@ -9,10 +9,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import DamageError
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.scratch import scratch
-from pipeline.store import CHUNK, SHARD
+from pipeline.store import CHUNK, SHARD, ShardedArray
 from pipeline.volume import Volume
+
+Lost = list[tuple[Box, str]]
+"""Voxels that could not be read, and why."""
+
+
+def read_stored(volume: Volume, array: ShardedArray, box: Box, digests: NDArray[np.uint64], out: NDArray[Any]) -> Lost:
+    """Read a box into ``out``; where shards are missing or damaged, read the others, and return what is lost.
+
+    Parameters
+    ----------
+    volume : Volume
+    array : ShardedArray
+        One of its arrays.
+    box : Box
+        Voxels.
+    digests : ndarray
+        Recorded digests of the slices of the box, (z, y, x) of the shard grid.
+    out : ndarray
+        Of the box's shape; what is lost is 0 in it.
+    """
+    try:
+        volume.check_stored(array, box, digests)
+        array.read(box, out)
+    except DamageError:
+        return _read_shards(volume, array, box, digests, out)
+    return []
+
+
+def _read_shards(volume: Volume, array: ShardedArray, box: Box, digests: NDArray[np.uint64], out: NDArray[Any]) -> Lost:
+    lost = []
+    for shard in array.shards.cover(box):
+        part = array.shards.box(shard) & box
+        values = np.zeros(part.shape, out.dtype)
+        try:
+            volume.check_stored(array, part, digests)
+            array.read(part, values)
+        except DamageError as error:
+            values[:] = 0
+            lost.append((part, str(error)))
+        out[part.relative_to(box.start).slices] = values
+    return lost
 
 
 @dataclass(slots=True)
@@ -33,6 +75,8 @@ class Window:
         The slice that each plane is read from, top to bottom; slices repeat where values reflect.
     digests : ndarray
         uint64 (z, y, x) of the shard grid: recorded digests of the slices around the middle one.
+    lost : list
+        Voxels, of any plane, that could not be read, and why.
     """
 
     volume: Volume
@@ -40,6 +84,7 @@ class Window:
     halo: Triple
     planes: Sequence[int]
     digests: NDArray[np.uint64]
+    lost: Lost = field(default_factory=list)
     _buffer: NDArray[Any] = field(init=False)
     _top: int = field(init=False)
     _bottom: int = field(init=False)
@@ -51,13 +96,7 @@ class Window:
         self._top = self._bottom = self.box.start[1]
 
     def move(self, strip: Box) -> tuple[Triple, NDArray[Any]]:
-        """Move down to a strip, and return the voxel where the planes begin, and the planes (z, y, x).
-
-        Raises
-        ------
-        DamageError
-            If a shard is missing or cannot be decoded.
-        """
+        """Move down to a strip, and return the voxel where the planes begin, and the planes (z, y, x)."""
         top = max(strip.start[1] - self.halo[1], self.box.start[1])
         kept = self._bottom - top
         if kept > 0 and top > self._top:
@@ -81,5 +120,5 @@ class Window:
                 continue
             box = Box((z, top, self.box.start[2]), (z + 1, bottom, self.box.stop[2]))
             nth = middle + z - self.planes[middle]
-            self.volume.check_stored(array, box, self.digests[nth : nth + 1])
-            array.read(box, self._buffer[position : position + 1, rows])
+            out = self._buffer[position : position + 1, rows]
+            self.lost += read_stored(self.volume, array, box, self.digests[nth : nth + 1], out)

@@ -341,11 +341,11 @@ def test_damaged_shard_is_named_the_rest_is_done_and_what_is_mended_is_done_late
 
 
 def test_second_process_on_a_run_is_turned_away(brain):
-    with FileLock("brain.zarr.otsu.lock"):
+    with FileLock("brain.zarr.run-otsu.lock"):
         answer = kesm_process("run", brain)
     assert (answer.code, answer.out) == (4, "")
     assert answer.err == (
-        "error: brain.zarr: run 'otsu' is being worked on by another process (lock file brain.zarr.otsu.lock); "
+        "error: brain.zarr: run 'otsu' is being worked on by another process (lock file brain.zarr.run-otsu.lock); "
         "wait for it to end\n"
     )
     assert [run["name"] for run in kesm("status", brain, "--json").document["runs"]] == ["done"]
@@ -723,8 +723,8 @@ BAD_RUNS = {
     ),
     "another recipe": (
         ["brain.zarr", "--name", "done", "--foreground", "bright"],
-        r"^brain\.zarr: run 'done' was made with another recipe \(foreground: dark -> bright\); "
-        r"choose another --name",
+        r"^brain\.zarr: run 'done' was made with another recipe:\n  foreground: dark -> bright\n"
+        r"keep it, and give this one a name of its own with --name; or throw it away with --replace$",
     ),
     "memory": (
         ["brain.zarr", "--memory", "10MB"],

@@ -18,6 +18,7 @@ from pipeline.config import (
     RunConfig,
     check_name,
     parse_bytes,
+    parse_duration,
 )
 from pipeline.errors import ConfigError, RegionError
 from pipeline.geometry import Box
@@ -77,6 +78,20 @@ def test_memory(text, size):
 def test_no_memory(text):
     with pytest.raises(ValueError, match="which is no amount of memory; write it as 4GB or 500MB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("15m", 900), ("2h", 7200), ("0s", 0), ("1.5m", 90), (" 0.25 s ", 0.25), ("999999h", 3599996400)],
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", 10, 1.5, "s", "-1s", "10 d", "1h30m", "1e3s", "9999999s", None, True, [1]])
+def test_no_durations(text):
+    with pytest.raises(ValueError, match="which is no duration; write it as 10s, 15m or 2h"):
+        parse_duration(text)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from pipeline.config import (
     AddressCluster,
     FixedThreshold,
+    ImageFolder,
     LocalCluster,
     MedianDenoise,
     NoDenoise,
@@ -17,10 +19,14 @@ from pipeline.config import (
     Recipe,
     Region,
     RunConfig,
+    SyncOptions,
     ThreadsCluster,
+    TruthFolder,
 )
 from pipeline.configfile import load_config, parse_assignment
 from pipeline.errors import ConfigError, MissingInputError
+
+CONFIGS_FOLDER = Path(__file__).parents[1] / "configs"
 
 EVERYTHING = """\
 volume: brain.zarr
@@ -32,6 +38,11 @@ denoise: {method: median, size: [3, 5, 5]}
 threshold: {method: fixed, level: 40.5}
 region: z=0:10,x=5:9
 memory: 4GB
+sync:
+  images: {folder: slices, number: '_([0-9]+)', first: 1, channel: red}
+  truth: {folder: /traced, number: null, channel: 2, vessel_above: 99.5, unlabelled: 3}
+  settle: 1.5m
+  voxel_size_um: [1, 0.7, 0.6]
 cluster: {engine: address, address: "tcp://host:8786"}
 """
 
@@ -107,6 +118,19 @@ def test_every_key(tmp_path):
     assert config.threshold == FixedThreshold(level=40.5)
     assert config.region == Region(z=(0, 10), x=(5, 9))
     assert config.cluster == AddressCluster(address="tcp://host:8786")
+    assert config.sync == SyncOptions(
+        images=ImageFolder(folder=tmp_path / "slices", number="_([0-9]+)", first=1, channel="red"),
+        truth=TruthFolder(folder="/traced", channel=2, vessel_above=99.5, unlabelled=3),
+        settle="90s",
+        voxel_size_um=(1.0, 0.7, 0.6),
+    )
+
+
+def test_sections_that_share_their_keys_are_read_alike(tmp_path):
+    text = "volume: a\ntruth: t\nsync:\n  images: &both {folder: ../s}\n  truth: *both\n"
+    sync = load(tmp_path, text).sync
+    assert sync.images.folder == sync.truth.folder == tmp_path / ".." / "s"
+    assert sync.settle == 10
 
 
 @pytest.mark.parametrize(
@@ -178,7 +202,7 @@ cluster:
         ("foreground: drak", "2: foreground: got 'drak', must be 'dark' or 'bright'"),
         ("5: 3", "2: 5: got 5, Keys should be strings"),
         ("recipe: 3", "2: recipe: unknown key; expected one of cluster, denoise, foreground, memory, name, region, "
-         "threshold, tile, truth, volume"),
+         "sync, threshold, tile, truth, volume"),
         ("treshold: {method: otsu}", "2: treshold: unknown key; did you mean `threshold`?"),
         ("threshold:\n  methd: otsu", "3: threshold.methd: unknown key; did you mean `method`?"),
         ("threshold:\n  method: fixed", "3: threshold.level: is required by `method: fixed`"),
@@ -209,6 +233,35 @@ cluster:
         ("region:\n  z: 5", "3: region.z: got 5, expected [start, stop] in voxels"),
         ("region:\n  w: [0, 5]", "3: region.w: unknown key; expected one of x, y, z"),
         ("region: [0, 5]", "2: region: got [0, 5], which is no region; write it as z=0:10,y=0:4096,x=0:4096"),
+        ("sync: 5", "2: sync: got 5, expected keys below it, such as `images: {folder: slices}`"),
+        ("sync:\n  settle: 9s", "2: sync.images: is required"),
+        ("sync:\n  images:", "3: sync.images: got nothing, expected keys below it, such as `folder: slices`"),
+        ("sync:\n  images: {folder: }", "3: sync.images.folder: got nothing, expected a folder of image files, such as "
+         "slices"),
+        ("sync:\n  images: {folder: a}\n  imagse: {}", "4: sync.imagse: unknown key; did you mean `images`?"),
+        ("sync:\n  images:\n    folder: a\n    frist: 3", "5: sync.images.frist: unknown key; did you mean `first`?"),
+        ("sync:\n  images:\n    folder: a\n    first: 3",
+         r"5: sync.images.first: got 3, but no pattern that finds numbers; add `number: '(\d+)'`"),
+        ("sync:\n  images:\n    folder: a\n    number: '(3'", "5: sync.images.number: got '(3', which is no regular "
+         "expression (missing ), unterminated subpattern at position 0)"),
+        ("sync:\n  images:\n    folder: a\n    number: '3'", "5: sync.images.number: got '3', which has no groups; put "
+         r"one pair of parentheses around the number, such as 'slice_(\d+)', and write others as (?:...)"),
+        ("sync:\n  images:\n    folder: a\n    number: '(3)(4)'", "5: sync.images.number: got '(3)(4)', which has 2 "
+         r"groups; put one pair of parentheses around the number, such as 'slice_(\d+)', and write others as (?:...)"),
+        ("sync:\n  images:\n    folder: a\n    number: 3", "5: sync.images.number: got 3, a pattern is text; put it in "
+         "single quotes"),
+        ("sync:\n  images:\n    folder: a\n    channel: pink", "5: sync.images.channel: got 'pink', expected red, "
+         "green, blue, luminance or the number of a channel, from 0"),
+        ("sync:\n  images:\n    folder: ~no-such-user/a", "4: sync.images.folder: got '~no-such-user/a', whose home "
+         "folder is not known; write the path in full"),
+        ("truth: t\nsync:\n  images: {folder: a}\n  truth:\n    folder: a\n    vessel_above: .nan",
+         "7: sync.truth.vessel_above: got nan, must be a finite number"),
+        ("sync:\n  images: {folder: a}\n  truth: {folder: b}", "2: sync: got `truth` files, but no name for their "
+         "label; add `truth: groundtruth` outside `sync`"),
+        ("sync:\n  images: {folder: a}\n  settle: 10", "4: sync.settle: got 10, which is no duration; write it as 10s, "
+         "15m or 2h"),
+        ("sync:\n  images: {folder: a}\n  voxel_size_um: [1, 0]", "4: sync.voxel_size_um: got [1, 0], expected [z, y, "
+         "x] in micrometres, such as [1, 0.7, 0.6]"),
         ("memory: true", "2: memory: got True, which is no amount of memory; write it as 4GB or 500MB"),
     ],
 )  # fmt: skip
@@ -312,7 +365,7 @@ def test_a_kind_that_the_file_implies_keeps_its_keys(tmp_path):
          "options: cluster.threads: is a key of `engine: threads` and `engine: local`, not of `address`"),
         ({"threshold": "otsu"}, "options: threshold: got 'otsu', expected keys below it, such as `method: otsu`"),
         ({"method": "otsu"}, "options: method: unknown key; expected one of cluster, denoise, foreground, memory, "
-         "name, region, threshold, tile, truth, volume"),
+         "name, region, sync, threshold, tile, truth, volume"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -355,6 +408,17 @@ def test_an_assigned_value_is_yaml(value):
         parse_assignment(f"tile={value}")
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.stem)
+CONFIGS = [
+    path for path in sorted(CONFIGS_FOLDER.glob("*.yaml")) if not path.name.startswith("kesm-sync-")
+]  # Kubernetes
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configurations_of_the_repository_are_valid(path):
     assert load_config(path).volume.name == "brain.zarr"
+
+
+def test_the_configuration_of_a_sync_shows_every_key():
+    text = (CONFIGS_FOLDER / "sync.yaml").read_text()
+    written = set(re.findall(r"^ {2,4}(?:# )?(\w+):", text.partition("\nsync:\n")[2], re.MULTILINE))
+    assert written == {*SyncOptions.model_fields, *ImageFolder.model_fields, *TruthFolder.model_fields}

@@ -23,6 +23,7 @@ TREE = [
     (errors.SchedulerError, ConnectionError, 2),
     (errors.StorageError, OSError, 2),
     (errors.DamageError, OSError, 2),
+    (errors.UnavailableError, ConnectionError, 2),
     (errors.LockedError, TimeoutError, 4),
 ]
 

@@ -18,6 +18,7 @@ from pipeline.confusion import mean_scores, score_parts
 from pipeline.errors import SchedulerError
 from pipeline.execute import (
     BlockDone,
+    BlocksSettled,
     Event,
     JobDone,
     JobsStarted,
@@ -29,7 +30,7 @@ from pipeline.execute import (
 )
 from pipeline.geometry import Box, Grid
 from pipeline.plan import Plan, make_plan
-from pipeline.report import Summary
+from pipeline.report import Summary, summarise
 from pipeline.runs import run, run_plan
 from pipeline.store import SHARD
 from pipeline.tables import Grids, RunTables
@@ -137,6 +138,14 @@ def test_events_tell_every_block_once(volume: Volume, reference: Summary) -> Non
     assert sum(event.voxels for event in blocks) == summary.voxels == int(np.prod(SHAPE))
     assert reference.counts is not None
     assert sum(event.counts[0] for event in blocks) == reference.counts.tp
+    RunTables(volume, "events").disown((1, 0, 0), "to be made again")
+    again: list[Event] = []
+    run(run_config(volume, "events"), again.append)
+    assert JobsStarted(SHAPE[0]) in again
+    (settled,) = (event for event in again if isinstance(event, BlocksSettled))
+    (made,) = (event for event in again if isinstance(event, BlockDone))
+    assert (settled.count, settled.reused, made.reused) == (SHAPE[0] - 1, SHAPE[0] - 1, False)
+    assert settled.counts[0] + made.counts[0] == reference.counts.tp
 
 
 def test_second_run_does_nothing_and_a_new_truth_only_counts(volume: Volume, reference: Summary) -> None:
@@ -150,6 +159,16 @@ def test_second_run_does_nothing_and_a_new_truth_only_counts(volume: Volume, ref
     assert {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in before} == before
     assert run(run_config(volume, "again")).tiles.reused == counted.tiles.total
     assert len(RunTables(volume, "again").attempts()) == 3
+
+
+def test_parts_of_slices_are_reused_and_made_again_one_by_one(volume: Volume, reference: Summary) -> None:
+    plan = with_blocks(make_plan(run_config(volume, "parts")), (1, 2048, 2048))
+    total = run_plan(plan, ThreadsCluster(), ignore).tiles.total
+    assert run(run_config(volume, "parts")).tiles.reused == total
+    volume.label("parts").full.shard_file((1, 1, 1)).unlink()
+    again = run(run_config(volume, "parts"))
+    assert total - again.tiles.reused == 2  # the tiles of that shard
+    assert_same(volume, again, reference)
 
 
 def test_region_equals_that_part_of_a_whole_run(volume: Volume, reference: Summary) -> None:
@@ -198,11 +217,18 @@ def test_damaged_shard_fails_its_block_and_is_mended(tmp_path: Path, damage: Cal
     damaged = damage(content)
     shard.unlink() if damaged is None else shard.write_bytes(damaged)
     bad = run(run_config(volume, "otsu"))
-    assert (bad.tiles.failed, bad.tiles.done) == (30, 60)
+    assert (bad.tiles.failed, bad.tiles.done) == (15, 75)  # with the tiles that need a voxel of it
     ((box, reason),) = bad.failures
-    assert str(box) == "z=1:2,y=0:2100,x=0:2600"
+    assert str(box) == "z=1:2,y=0:2100,x=1536:2600"
+    assert f"{volume.path.name}" in reason
     assert "c/1/0/1" in reason
-    assert not volume.label("otsu").full.read(Box.whole(SHAPE))[1].any()
+    good = run(run_config(volume, "part", region="x=0:1536"))
+    mask = volume.label("otsu").full.read(Box.whole(SHAPE))
+    assert not mask[1, :, 1536:].any()
+    np.testing.assert_array_equal(mask[..., :1536], volume.label("part").full.read(Box.whole(SHAPE))[..., :1536])
+    assert good.counts == summarise(volume, "otsu", "groundtruth", good.region).counts
+    again = run(run_config(volume, "otsu"))
+    assert (again.tiles.failed, again.tiles.reused, again.failures) == (15, 60, bad.failures)
     shard.write_bytes(content)
     mended = run(run_config(volume, "otsu"))
     assert (mended.tiles.failed, mended.tiles.done, list(mended.failures)) == (0, 90, [])

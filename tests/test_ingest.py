@@ -29,12 +29,13 @@ from pipeline.errors import (
 from pipeline.execute import ThreadRunner
 from pipeline.geometry import Box
 from pipeline.ingest import Ingested, ingest_image, ingest_label, ingest_threads
+from pipeline.lock import locked
 from pipeline.mapping import LabelOptions
 from pipeline.ome import VoxelSize
 from pipeline.runs import run
 from pipeline.stack import Page, find_pages
 from pipeline.store import ShardedArray
-from pipeline.volume import Volume, locked, staging_folder
+from pipeline.volume import Volume, staging_folder
 
 SHAPE = (40, 56)
 OPEN = {"vessel": None, "vessel_above": None, "unlabelled": None}

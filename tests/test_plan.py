@@ -79,7 +79,12 @@ def test_block_shape_of_a_run_is_kept_and_refused_where_it_does_not_fit(tmp_path
         ({"truth": "otsu"}, MissingInputError, "'otsu' is the mask of a run, not a truth"),
         ({"name": "groundtruth"}, ConfigError, "'groundtruth' is a label .* already"),
         ({"region": "z=0:9"}, RegionError, "got z=0:9, the volume has z=0:2"),
-        ({"name": "otsu", "tile": 256}, ExistsError, r"another recipe \(tile: 512 -> 256\); choose another --name"),
+        (
+            {"name": "otsu", "tile": 256, "denoise": {"method": "none"}},
+            ExistsError,
+            "another recipe:\n  denoise.method: median -> none\n  denoise.size: 3 -> -\n  tile: 512 -> 256\nkeep it, "
+            "and give this one a name of its own with --name; or throw it away with --replace$",
+        ),
         ({"threshold": {"method": "fixed", "level": 300}}, ConfigError, "got 300, uint8 images have levels 0 to 255"),
     ],
     ids=["tile", "no such label", "mask as truth", "name of a label", "region", "other recipe", "level"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from jsonschema import ValidationError
 
-from pipeline.config import RunConfig
+from pipeline.config import Recipe, RunConfig
 from pipeline.confusion import Counts, Scores
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
@@ -118,7 +119,7 @@ def test_failures_are_those_of_the_region(tmp_path):
     volume = build(tmp_path / "brain.zarr")
     run(RunConfig(volume=volume.path))
     tables = RunTables(volume, "otsu")
-    tables.record_failure((1, 0, 0), "shard 0/c/1/0/0 is missing")
+    tables.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, *SHAPE[1:])), "shard 0/c/1/0/0 is missing")])
     tables.status.write((slice(1, 2), slice(0, 2), slice(0, 3)), Status.FAILED)
     whole = check_document("run", summarise(volume, "otsu", None).document())
     assert whole["failures"] == [{"region": "z=1:2,y=0:600,x=0:1100", "reason": "shard 0/c/1/0/0 is missing"}]
@@ -152,6 +153,10 @@ def test_volume_is_described(volume):
     assert [(summary.name, summary.truth) for summary in summaries] == [("bare", None), ("otsu", "traced")]
     assert document["runs"] == [summarise(volume, "bare", None).document(),
                                 summarise(volume, "otsu", "traced").document()]  # fmt: skip
+    assert [(work["name"], work["recipe"], work["state"]) for work in document["activity"]] == [
+        (name, Recipe().document(), "ended") for name in ("bare", "otsu")
+    ]
+    assert document["problems"] == []
 
 
 def test_volume_without_anything_but_slices_is_described(tmp_path):
@@ -159,6 +164,7 @@ def test_volume_without_anything_but_slices_is_described(tmp_path):
     document, summaries = describe(volume)
     check_document("status", document)
     assert (document["labels"], document["runs"], summaries) == ([], [], [])
+    assert (document["activity"], document["problems"]) == ([], [])
     assert document["voxel_size_um"] is None
     assert document["slices"] == {"present": 0, "absent": 2}
 
@@ -200,3 +206,92 @@ def test_scores_of_a_truth_that_was_traced_again_are_pending(tmp_path):
     now = summarise(volume, "otsu", "groundtruth")
     assert (now.tiles.done, now.tiles.pending) == (2, 1)
     assert summarise(volume, "otsu", None).tiles.done == 3
+
+
+# damage
+
+
+@pytest.fixture
+def copied(volume, tmp_path) -> Volume:
+    shutil.copytree(volume.path, tmp_path / "brain.zarr")
+    return Volume(tmp_path / "brain.zarr")
+
+
+def damage(volume: Volume, table: str, chunk: str = "1") -> None:
+    """Overwrite the first chunk of a table that belongs to slice 1."""
+    first = next(path for path in sorted((volume.path / table / "c" / chunk).rglob("*")) if path.is_file())
+    first.write_bytes(b"no chunk")
+
+
+SLICE = "z=1:2,y=0:600,x=0:1100"
+OF_TRUTH = "tiles/otsu/truth/traced"
+
+
+@pytest.mark.parametrize(
+    ("table", "runs"),
+    [
+        pytest.param("tiles/otsu/status", {"otsu"}, id="status"),
+        pytest.param("tiles/otsu/threshold", {"otsu"}, id="threshold"),
+        pytest.param("tiles/otsu/mask_key", {"otsu"}, id="mask key"),
+        pytest.param(f"{OF_TRUTH}/counts", {"otsu"}, id="counts"),
+        pytest.param(f"{OF_TRUTH}/counts_key", {"otsu"}, id="counts key"),
+        pytest.param("slices/image/shard_digest", {"bare", "otsu"}, id="digests of the image"),
+        pytest.param("slices/labels/traced/shard_digest", {"otsu"}, id="digests of the truth"),
+    ],
+)
+def test_damaged_chunk_is_named_and_its_tiles_are_pending(copied, table, runs):
+    before = {summary.name: summary for summary in describe(copied)[1]}
+    damage(copied, table)
+    document, summaries = describe(Volume(copied.path))
+    check_document("status", json.loads(json.dumps(document)))
+    assert document["problems"] == []
+    for summary in summaries:
+        if summary.name not in runs:
+            assert summary == before[summary.name]
+            continue
+        assert summary.tiles == Tiles(total=18, done=12, reused=0, failed=0, pending=6, absent=0)
+        assert summary.voxels == 2 * 600 * 1100
+        ((box, reason),) = summary.failures
+        assert str(box) == SLICE
+        assert table in reason
+        assert "c/1" in reason
+    ours = next(summary for summary in summaries if summary.name == "otsu")
+    assert ours.counts == summarise(copied, "otsu", "traced", Box((0, 0, 0), (1, *SHAPE[1:]))).counts
+    assert summarise(copied, "otsu", "traced", Box((2, 0, 0), SHAPE)).failures == []
+
+
+def test_damaged_digest_of_a_slice_stops_nothing(copied):
+    (copied.path / "slices" / "image" / "digest" / "c" / "1").write_bytes(b"no chunk")
+    (copied.path / "slices" / "labels" / "traced" / "digest" / "c" / "0").write_bytes(b"no chunk")
+    document, summaries = describe(Volume(copied.path))
+    check_document("status", document)
+    assert document["slices"] == {"present": 3, "absent": 0}
+    found = {summary.name: (summary.tiles.done, [str(box)[:5] for box, _ in summary.failures]) for summary in summaries}
+    assert found == {"bare": (12, ["z=1:2"]), "otsu": (6, ["z=1:2", "z=0:1"])}
+
+
+@pytest.mark.parametrize(
+    ("lost", "shown"),
+    [
+        pytest.param("tiles/otsu/threshold/zarr.json", ["bare"], id="table"),
+        pytest.param("runs/otsu/zarr.json", ["bare"], id="recipe"),
+        pytest.param("runs/otsu/attempts/000000/zarr.json", ["bare", "otsu"], id="attempt"),
+    ],
+)
+def test_damaged_run_is_named_and_the_others_are_shown(copied, lost, shown):
+    (copied.path / lost).write_text("{")
+    document, summaries = describe(Volume(copied.path))
+    check_document("status", document)
+    assert [summary.name for summary in summaries] == shown
+    (problem,) = document["problems"]
+    assert lost.removesuffix("/zarr.json") in problem
+
+
+def test_tile_that_could_not_be_compared_has_failed(copied):
+    tables = RunTables(copied, "otsu")
+    tables.truth("traced").counts_key.write((slice(1, 2),), 0)
+    tables.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, 600, 512)), "shard of the truth")])
+    tiles = summarise(copied, "otsu", "traced").tiles
+    assert (tiles.done, tiles.failed, tiles.pending) == (12, 2, 4)
+    tiles = summarise(copied, "otsu", None).tiles
+    assert (tiles.done, tiles.failed, tiles.pending) == (18, 0, 0)

@@ -41,7 +41,7 @@ def test_attempts_are_appended_with_who_and_what(tmp_path: Path) -> None:
 
 def test_second_run_of_a_name_is_refused_and_another_name_is_not(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
-    with FileLock(beside(volume.path, "otsu.lock")):
+    with FileLock(beside(volume.path, "run-otsu.lock")):
         with pytest.raises(LockedError, match="run 'otsu' is being worked on by another process"):
             run(run_config(volume))
         assert run(run_config(volume, "other")).tiles.done == 1

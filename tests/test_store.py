@@ -6,6 +6,7 @@ import copy
 import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline import store
-from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError, StorageError
+from pipeline.errors import (
+    DamageError,
+    LockedError,
+    NotAVolumeError,
+    ShapeMismatchError,
+    StorageError,
+    UnavailableError,
+)
 from pipeline.geometry import Box
 from pipeline.store import ALL_FILL, PIPELINES, SHARD, ShardedArray, Table, create_document, read_document
 
@@ -292,8 +300,21 @@ def test_a_damaged_table_is_named(tmp_path):
     table = Table.create(tmp_path / "digest", (2,), "uint64", (1,))
     table.write((slice(0, 1),), 5)
     (tmp_path / "digest" / "c" / "0").write_bytes(b"garbage")
-    with pytest.raises(DamageError, match=r"digest: table cannot be read \("):
+    with pytest.raises(DamageError, match=r"digest: chunk c/0 cannot be decoded \("):
         table.read()
+    values, reasons = table.survey()
+    assert values.tolist() == [0, 0]
+    assert [reason.partition(" cannot")[0] for reason in reasons] == [f"{table.path}: chunk c/0"]
+
+
+def test_a_chunk_that_was_written_has_a_file_whatever_it_holds(tmp_path):
+    table = Table.create(tmp_path / "counts", (3, 2, 4), "int64", (1, 2, 4))
+    table.write((slice(0, 1), slice(0, 2)), 0)
+    table.write((slice(1, 2), slice(0, 2)), 5)
+    assert table.stored((slice(0, 3), slice(0, 2))).tolist() == [[True] * 2, [True] * 2, [False] * 2]
+    (tmp_path / "counts" / "c" / "1" / "0" / "0").unlink()
+    assert table.stored((slice(1, 2), slice(0, 1))).tolist() == [[False]]
+    assert table.read()[1].tolist() == [[0] * 4] * 2  # which is why it is asked
 
 
 def test_the_smallest_table_cell_is_a_chunk_of_its_own(tmp_path):
@@ -389,13 +410,55 @@ def test_only_zarr_lies_in_a_store(tmp_path, staging):
         (PermissionError(errno.EACCES, "Permission denied"), "here: permission denied"),
         (RuntimeError("No space left on device (os error 28)"), "here: the disk is full; make room"),
         (RuntimeError("Read-only file system (os error 30)"), "here: the file system is read-only"),
-        (RuntimeError("Input/output error (os error 5)"), "here: cannot be written .*Input/output error"),
+        (RuntimeError("Structure needs cleaning (os error 117)"), "here: cannot be written .*needs cleaning"),
     ],
     ids=["full", "quota", "read-only", "permission", "zarrs-full", "zarrs-read-only", "zarrs-other"],
 )
 def test_what_the_system_refuses_is_said_in_words(tmp_path, error, text):
     with pytest.raises(StorageError, match=text), store.disk_errors(tmp_path / "here"):
         raise error
+
+
+def failing(*errors: Exception) -> Callable[[], str]:
+    left = list(errors)
+
+    def call() -> str:
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    return call
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses that were made, in place of making them."""
+    made: list[float] = []
+    monkeypatch.setattr(store.time, "sleep", made.append)
+    return made
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ESTALE, "Stale file handle"), RuntimeError("Input/output error (os error 5)")], ids=repr
+)
+def test_what_a_network_store_refuses_for_a_moment_is_asked_again(pauses, error):
+    assert store.retried(failing(error, error)) == "done"
+    assert pauses == [0.1, 0.5]
+
+
+def test_what_it_refuses_for_long_is_named(tmp_path, pauses):
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    named = pytest.raises(UnavailableError, match=r"here: the storage does not answer .*Stale file handle")
+    with named, store.disk_errors(tmp_path / "here"):
+        store.retried(failing(stale, stale, stale, stale))
+    assert pauses == [0.1, 0.5, 2.0]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("a bug")], ids=repr)
+def test_other_errors_are_not_asked_again(pauses, error):
+    with pytest.raises(type(error)):
+        store.retried(failing(error))
+    assert pauses == []
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no"), RuntimeError("a bug"), ValueError("a bug")], ids=repr)

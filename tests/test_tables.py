@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from pipeline.config import Recipe
-from pipeline.errors import MissingInputError
+from pipeline.errors import LockedError, MissingInputError
 from pipeline.geometry import Box, Grid
 from pipeline.runs import run
 from pipeline.store import read_document
-from pipeline.tables import HISTOGRAM_LEVELS, Grids, RunTables, Status, resize_volume, run_names, settle
+from pipeline.tables import (
+    HISTOGRAM_LEVELS,
+    Grids,
+    RunTables,
+    Status,
+    quiet,
+    resize_volume,
+    run_lock,
+    run_names,
+    settle,
+)
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
 
@@ -130,24 +142,53 @@ def test_a_run_is_opened_as_it_was_created(volume):
 
 def test_failures_are_kept_until_the_block_is_done(volume):
     tables = create(volume, SHARDS)
-    tables.record_failure((2, 1, 0), "first")
-    tables.record_failure((2, 1, 0), "shard c/2/1/0 is missing")
-    tables.record_failure((0, 0, 1), "other")
-    corner = Box((2, 2048, 0), (3, 2100, 2048))
-    assert dict(tables.failures()) == {
-        Box((0, 0, 2048), (1, 2048, 2600)): "other",
-        corner: "shard c/2/1/0 is missing",
-    }
+    corner, left, right = (Box((2, 2048, start), (3, 2100, stop)) for start, stop in ((0, 2048), (0, 512), (512, 1024)))
+    tables.record_failure((2, 1, 0), [(left, "first"), (right, "second")])
+    assert list(tables.failures()) == [(left, "first"), (right, "second")]
+    tables.record_failure((2, 1, 0), [(corner, "shard c/2/1/0 is missing")])
+    tables.record_failure((0, 0, 1), [(left, "other")])
+    assert list(tables.failures()) == [(left, "other"), (corner, "shard c/2/1/0 is missing")]
     tables.clear_failure((0, 0, 1))
     tables.clear_failure((0, 0, 1))
     assert [box for box, _ in tables.failures()] == [corner]
 
 
-def test_attempts_stand_in_their_order(volume):
+def test_attempts_stand_in_their_order_and_are_never_rewritten(volume):
     tables = create(volume)
-    for number in range(12):
-        tables.record_attempt({"number": number})
-    assert [attempt["number"] for attempt in RunTables(volume, "otsu").attempts()] == list(range(12))
+    assert [tables.begin_attempt({"user": "me"}) for _ in range(12)] == list(range(12))
+    before = {path: path.read_bytes() for path in (volume.path / "runs").rglob("*.json")}
+    tables.end_attempt(3, {"ended": "now"})
+    attempts = RunTables(volume, "otsu").attempts()
+    assert [attempt["number"] for attempt in attempts] == list(range(12))
+    assert attempts[3] == {"number": 3, "user": "me", "ended": "now"}
+    assert "ended" not in attempts[4]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_block_that_is_disowned_is_failed_and_vouched_for_by_nothing(volume):
+    tables = create(volume, SHARDS)
+    truth = tables.create_truth("groundtruth")
+    for table in (tables.status, tables.mask_key, truth.counts_key):
+        table.write((slice(0, 3),), Status.DONE)
+    tables.disown((1, 0, 1), "its mask is damaged")
+    cells = tables.grids.block_tiles((1, 0, 1))
+    assert list(tables.failures()) == [(tables.grids.blocks.box((1, 0, 1)), "its mask is damaged")]
+    assert (tables.status.read(cells.slices) == Status.FAILED).all()
+    for table in (tables.mask_key, truth.counts_key):
+        assert not table.read(cells.slices).any()
+        assert (table.read() == 0).sum() == cells.size
+
+
+def test_volume_is_quiet_only_while_no_run_is_worked_on(volume):
+    create(volume)
+    with run_lock(volume, "otsu"):
+        named = rf"run 'otsu' is being worked on by another process: .* process {os.getpid()}, since 20"
+        with pytest.raises(LockedError, match=named), quiet(volume):
+            pass
+    with quiet(volume), pytest.raises(LockedError), run_lock(volume, "otsu"):
+        pass
+    with run_lock(volume, "otsu"):
+        pass
 
 
 def test_all_tables_grow_with_the_volume(volume):
@@ -167,8 +208,9 @@ def test_all_tables_grow_with_the_volume(volume):
 def test_only_zarr_lies_in_a_run(volume):
     tables = create(volume)
     tables.create_truth("groundtruth").counts.write((slice(0, 1),), 1)
-    tables.record_failure((0, 0, 0), "x")
-    tables.record_attempt({})
+    tables.record_failure((0, 0, 0), [(Box.whole(SHAPE), "x")])
+    tables.end_attempt(tables.begin_attempt({}), {})
+    tables.beat({})
     for folder in ("tiles", "runs"):
         files = [path for path in (volume.path / folder).rglob("*") if path.is_file()]
         assert all(path.name == "zarr.json" or path.name.isdigit() for path in files)

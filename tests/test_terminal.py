@@ -5,17 +5,31 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta
+from shlex import quote
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from pipeline.config import FixedThreshold, MedianDenoise, NoDenoise, Recipe
 from pipeline.confusion import Counts, scores
-from pipeline.execute import BlockDone, Event, JobDone, JobsStarted, Started
+from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
 from pipeline.geometry import Box
 from pipeline.plan import make_plan
 from pipeline.report import Summary, Tiles, describe
 from pipeline.runs import run
-from pipeline.terminal import Meter, make_console, show_plan, show_status, show_summary
+from pipeline.terminal import (
+    Meter,
+    StatusBoard,
+    activity_words,
+    make_console,
+    recipe_words,
+    show_page,
+    show_plan,
+    show_status,
+    show_summary,
+)
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
 
@@ -108,6 +122,17 @@ def test_number_of_blocks_may_be_unknown(monkeypatch):
     assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == ["run: 1", "run: 2"]
 
 
+def test_blocks_that_need_no_work_come_at_once(monkeypatch):
+    monkeypatch.setattr("pipeline.terminal.PLAIN_EVERY_S", -1.0)
+    stream = io.StringIO()
+    with Meter("run otsu", total=9, stream=stream) as meter:
+        meter(BlocksSettled(8, 7, (5, 1, 2, 900)))
+        meter(BlockDone(1000, (5, 1, 2, 900), reused=False, failed=False))
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "run otsu: 8/9, tp 5 fp 1 fn 2 tn 900 mcc 0.770"
+    assert lines[1].startswith("run otsu: 9/9, ")
+
+
 def test_nothing_is_shown_of_nothing():
     stream = io.StringIO()
     with Meter("image", stream=stream):
@@ -183,7 +208,7 @@ def status_of(volume: Volume, stream: io.StringIO) -> str:
 
 
 def test_status_shows_every_run_and_cuts_no_name(volume):
-    assert f"no runs yet; start one with: kesm run {volume.path}" in status_of(volume, io.StringIO())
+    assert f"no runs yet; start one with: kesm run {quote(str(volume.path))}" in status_of(volume, io.StringIO())
     name = "a-long-name-of-a-run-that-says-what-it-is-for"
     run(run_config(volume, name))
     run(run_config(volume, name, region="z=0:1"))
@@ -231,3 +256,118 @@ def test_console_prints_what_it_is_given():
     stream = io.StringIO()
     make_console(stream).print("brain[old] :skull: /data/[b]")
     assert stream.getvalue() == "brain[old] :skull: /data/[b]\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (Recipe(), "dark vessels, median 1 x 3 x 3, otsu per tile of 512"),
+        (
+            Recipe(denoise=MedianDenoise(size=(3, 5, 5)), tile=256),
+            "dark vessels, median 3 x 5 x 5, otsu per tile of 256",
+        ),
+        (
+            Recipe(foreground="bright", denoise=NoDenoise(), threshold=FixedThreshold(level=79.5)),
+            "bright vessels, no filter, fixed 79.5 per tile of 512",
+        ),
+    ],
+    ids=["default", "volumetric", "fixed"],
+)
+def test_recipe_in_words(recipe, words):
+    assert recipe_words(recipe.document()) == words
+
+
+NOON = datetime.now().replace(hour=12, minute=3)  # on the clock of this place
+TODAY, DATED = NOON.astimezone(), (NOON - timedelta(days=3)).astimezone().isoformat()
+BLOCKS = {"total": 1799, "done": 120, "reused": 0, "failed": 0}
+
+
+def work(**changes: Any) -> dict[str, Any]:
+    running = {
+        "name": "otsu", "recipe": Recipe().document(), "state": "running", "attempt": 3, "user": "alice",
+        "host": "host7", "process": 1234, "engine": "threads", "started": TODAY.isoformat(), "ended": None,
+        "ending": None, "last_heard": (TODAY + timedelta(minutes=7)).isoformat(), "blocks": BLOCKS,
+        "voxels_per_s": 310.4e6, "eta_s": 290.0,
+    }  # fmt: skip
+    return {**running, **changes}
+
+
+RUNNING = "running since 12:03 by alice on host7 (process 1234, threads)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({}, f"{RUNNING}: 120 of 1,799 blocks, 310 Mvoxel/s, 5 min left", id="running"),
+        pytest.param({"blocks": BLOCKS | {"reused": 100, "failed": 2}, "eta_s": 89.0},
+                     f"{RUNNING}: 120 of 1,799 blocks, 100 reused, 2 failed, 310 Mvoxel/s, 89 s left", id="details"),
+        pytest.param({"eta_s": 8000}, f"{RUNNING}: 120 of 1,799 blocks, 310 Mvoxel/s, 2.2 h left", id="hours"),
+        pytest.param({"eta_s": 2e5}, f"{RUNNING}: 120 of 1,799 blocks, 310 Mvoxel/s, 2.3 days left", id="days"),
+        pytest.param({"blocks": None, "voxels_per_s": None, "eta_s": None}, f"{RUNNING}: starting", id="starting"),
+        pytest.param({"blocks": BLOCKS | {"done": 1799}, "eta_s": 0.0},
+                     f"{RUNNING}: 1,799 of 1,799 blocks, 310 Mvoxel/s", id="last"),
+        pytest.param({"state": "killed"},
+                     "stopped without a word at 12:10 (alice on host7); run it again to go on", id="killed"),
+        pytest.param({"state": "killed", "last_heard": None, "started": DATED},
+                     f"stopped without a word at {DATED[:10]} 12:03 (alice on host7); run it again to go on",
+                     id="days ago"),
+        pytest.param({"state": "killed", "last_heard": None, "started": None, "user": None, "host": None},
+                     "stopped without a word at an unknown time (somebody on some machine); run it again to go on",
+                     id="not recorded"),
+        pytest.param({"state": "ended", "ending": "finished", "ended": TODAY.isoformat()},
+                     "finished at 12:03 (alice on host7)", id="finished"),
+        pytest.param({"state": "ended", "ending": "failed: disk: full", "ended": TODAY.isoformat()},
+                     "failed at 12:03 (alice on host7): disk: full", id="failed"),
+    ],
+)  # fmt: skip
+def test_activity_in_words(changes, words):
+    assert activity_words(work(**changes)) == words
+
+
+def status_document(*works: dict[str, Any], problems: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {
+        "volume": "brain[b].zarr", "shape": [1, 2, 3], "dtype": "uint8", "voxel_size_um": None,
+        "slices": {"present": 1, "absent": 0}, "labels": [], "activity": list(works), "problems": list(problems),
+    }  # fmt: skip
+
+
+def test_status_says_who_works_and_what_cannot_be_read():
+    stream = io.StringIO()
+    failures = [(Box((0, 0, 0), (1, 2, 3)), "shard [b] is missing")]
+    found = [result(truth=truth, failures=failures) for truth in ("first", "second")]
+    show_status(status_document(work(), problems=("a table",)), found, make_console(stream))
+    lines = stream.getvalue().splitlines()
+    assert "otsu: dark vessels, median 1 x 3 x 3, otsu per tile of 512" in lines
+    assert f"otsu: {RUNNING}: 120 of 1,799 blocks, 310 Mvoxel/s, 5 min left" in lines
+    assert lines.count("otsu failed: z=0:1,y=0:2,x=0:3: shard [b] is missing") == 1
+    assert lines[-1] == "cannot be read: a table"
+
+
+def test_names_are_printed_as_they_are_and_drive_no_terminal():
+    evil = work(user="[red]a[/red] :skull:\x1b[31m\n", host="h\udcff")
+    for stream in (io.StringIO(), Terminal()):
+        show_status(status_document(evil), [], make_console(stream))
+        assert "by [red]a[/red] :skull:\ufffd[31m\ufffd on h\ufffd (" in stream.getvalue()
+        assert "\x1b[31m" not in stream.getvalue()
+    stream = io.StringIO()
+    show_page("command: kesm run [b]\x1b[2J\nnext", make_console(stream))
+    assert stream.getvalue() == "command: kesm run [b]\ufffd[2J\nnext\n"
+
+
+def test_board_shows_what_has_changed_elsewhere():
+    stream = io.StringIO()
+    with StatusBoard(stream) as board:
+        for left_s in (290.0, 290.0, 200.0, 200.0):
+            board.show(status_document(work(eta_s=left_s)), [result()])
+    blocks = stream.getvalue().split("\n\n")
+    assert [re.findall(r"(\d) min left", block) for block in blocks] == [["5"], ["3"], []]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\nbrain\[b\].zarr: ", block) for block in blocks[:2])
+
+
+def test_board_draws_in_place_on_a_terminal():
+    stream = Terminal()
+    with StatusBoard(stream) as board:
+        for left_s in (290.0, 290.0):
+            board.show(status_document(work(eta_s=left_s)), [result()])
+    assert stream.getvalue().count("5 min left") == 3  # the last one stays
+    assert "\x1b[2K" in stream.getvalue()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,7 +17,7 @@ from pipeline.errors import DamageError, ExistsError, LockedError, MissingInputE
 from pipeline.geometry import Box
 from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.store import create_document, read_document
-from pipeline.volume import LabelInfo, Volume, beside, locked, publish
+from pipeline.volume import LabelInfo, Volume, beside, publish
 
 SHAPE = (3, 2100, 700)  # two shards a slice, four levels
 PLANE = Box((0, 0, 0), (1, 2100, 700))
@@ -304,6 +306,34 @@ def test_the_image_grows_last_so_that_no_label_is_ever_too_short(tmp_path):
     assert Volume(volume.path).shape == (4, *SHAPE[1:])
 
 
+@pytest.mark.parametrize("table", ["digest", "shard_digest"])
+@pytest.mark.parametrize("damage", ["missing", "flipped", "of another slice"])
+def test_a_record_that_is_lost_or_damaged_is_named_and_its_slice_not_taken_for_absent(tmp_path, table, damage):
+    volume = build(tmp_path, slices=[0, 1])
+    folder = volume.path / "slices" / "image" / table / "c"
+    chunk, other = (folder.joinpath(str(z), *["0"] * (2 * (table == "shard_digest"))) for z in (1, 0))
+    content = chunk.read_bytes()
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(other.read_bytes() if damage == "of another slice" else content[:-3] + b"???")
+    slices = Volume(volume.path).slices
+    assert slices.present().tolist() == [True, True, False]
+    with pytest.raises(DamageError, match=r"slices/image.*1.*; restore it from a copy, or ingest the slice again"):
+        slices.shard_digests()
+    assert slices.shard_digests(0, 1).all()
+    chunk.write_bytes(content)
+    assert slices.shard_digests().any(axis=(1, 2)).tolist() == [True, True, False]
+
+
+def test_a_fingerprint_follows_what_the_slices_hold(tmp_path):
+    volume = build(tmp_path, slices=[0, 1])
+    before = volume.slices.fingerprint()
+    assert len(before) == 16
+    volume.slices.forget(1)
+    assert volume.slices.fingerprint() != before
+
+
 # ---- locks and publishing
 
 HOLD = """
@@ -323,7 +353,8 @@ def test_a_volume_that_another_process_changes_is_locked(tmp_path, monkeypatch):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "held\n"
-            problem = r"another process is changing it \(lock file .*brain\.zarr\.lock\); wait for it to end"
+            who = rf"{re.escape(getpass.getuser())} on .*, process {other.pid}, since 20[-T:+\d]+"
+            problem = rf"another process is changing it: {who} \(lock file .*brain\.zarr\.lock\); wait for it to end"
             with pytest.raises(LockedError, match=problem), volume.lock():
                 pass
         finally:
@@ -332,20 +363,20 @@ def test_a_volume_that_another_process_changes_is_locked(tmp_path, monkeypatch):
         pass
 
 
-def test_only_locks_of_the_same_thing_meet(tmp_path):
-    lock = tmp_path / "a.lock"
-    busy = pytest.raises(LockedError, match=r"^run 'a' is busy \(lock file .*a\.lock\); wait for it to end$")
-    with locked(lock, "a"), locked(tmp_path / "b.lock", "b"), busy, locked(lock, "run 'a' is busy"):
+def test_what_a_killed_process_had_not_renamed_is_swept(tmp_path):
+    volume = build(tmp_path, slices=[0])
+    kept = sorted(volume.path.rglob("*"))
+    for folder in ("", "0", "labels", "slices/image/digest/c", "slices/image/files/000000"):
+        (volume.path / folder).mkdir(exist_ok=True)
+        (volume.path / folder / "zarr.1f.partial").touch()
+    shards = volume.path / "labels" / "otsu" / "0" / "c"  # where runs write, which hold another lock
+    shards.mkdir(parents=True)
+    (shards / "0.1f.partial").touch()
+    with volume.lock():
         pass
-    with locked(lock, "a"):
-        pass
-
-
-def test_a_lock_ends_with_an_exception(tmp_path):
-    with pytest.raises(ValueError, match="inside"), locked(tmp_path / "a.lock", "a"):
-        raise ValueError("inside")
-    with locked(tmp_path / "a.lock", "a"):
-        pass
+    left = {path.name for path in volume.path.rglob("*.partial")}
+    assert left == {"0.1f.partial"}
+    assert set(kept) <= set(volume.path.rglob("*"))
 
 
 def test_companions_lie_beside_the_store(tmp_path):

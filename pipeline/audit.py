@@ -1,0 +1,477 @@
+"""One slice as it was recorded, by its ledger or by its run, and what differs from that now.
+
+No lock is taken to look: a difference counts if what vouches for the voxels, digests or keys, still is what it was
+before they were read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Recipe
+from pipeline.errors import NotAVolumeError
+from pipeline.geometry import Box, Grid, Triple
+from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL, counts_above, joint_histogram
+from pipeline.keys import counts_keys
+from pipeline.pyramid import Pyramid
+from pipeline.readback import Array, Finding, Flags, Kind, Readback
+from pipeline.scratch import scratch
+from pipeline.store import ABSENT, ALL_FILL, SHARD, Table, digest_bytes
+from pipeline.tables import RunTables, Status, run_lock
+from pipeline.volume import RECORD_WAY_OUT, Ledger, Volume
+
+MASK_VALUES = (0, 255, 255)
+TRUTH_VALUES = (TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How much was read. ``Checked()`` is the identity of ``+``.
+
+    Attributes
+    ----------
+    slices : int
+        Slices of the image that exist.
+    shards : int
+        Shards of level 0 of image, truths and masks that were compared with their digests.
+    tiles : int
+        Tiles whose counts were made again, of each run against each truth.
+    bytes : int
+        Decoded voxels that were read, levels included.
+    """
+
+    slices: int = 0
+    shards: int = 0
+    tiles: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Checked) -> Checked:
+        return Checked(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Checked)))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A finding, with what vouched for its voxels before they were read."""
+
+    finding: Finding
+    source: Record | Run
+    witness: bytes
+
+
+class Part(ABC):
+    """One slice of something, as it was recorded before its voxels were read."""
+
+    source: Record | Run
+    voxels: Readback
+    findings: list[Finding]
+
+    @abstractmethod
+    def witness(self, region: Box) -> bytes:
+        """Bytes that any writing to a region changes."""
+
+    @abstractmethod
+    def again(self) -> Part:
+        """The same as it is recorded now."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Compare what needs all strips."""
+
+    @abstractmethod
+    def checked(self) -> Checked:
+        """How much was read."""
+
+    def differences(self) -> list[Difference]:
+        """What was found, but for what has been written since."""
+        self.finish()
+        findings = [*self.findings, *self.voxels.findings]
+        if not findings:
+            return []
+        now = self.again()
+        seen = [Difference(finding, self.source, self.witness(finding.region)) for finding in findings]
+        return [difference for difference in seen if now.witness(difference.finding.region) == difference.witness]
+
+
+class Record:
+    """The image or a truth, and its ledger."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        folder: str,
+        pyramid: Pyramid,
+        ledger: Ledger,
+        values: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.shape, self.folder, self.ledger = volume.shape, folder, ledger
+        self.tables = {name: Table(volume.path / folder / name) for name in ("digest", "shard_digest", "mtime")}
+        self.kind = Kind(pyramid, pyramid.path.relative_to(volume.path), values)
+
+
+class RecordSlice(Part):
+    """One slice of the image or of a truth."""
+
+    def __init__(self, record: Record, z: int) -> None:
+        self.source: Record = record
+        self.findings = []
+        self._z = z
+        row = (slice(z, z + 1),)
+        surveys = {name: table.survey(row) for name, table in record.tables.items()}
+        stored = {name: bool(table.stored(row).all()) for name, table in record.tables.items()}
+        digest, digests = int(surveys["digest"][0][0]), surveys["shard_digest"][0][0]
+        self._witness: bytes = digest.to_bytes(8, "little") + digests.tobytes()
+        # The digest is the first thing that is written of a slice, and the last.
+        self.exists = digest != ABSENT or bool(surveys["digest"][1]) or (any(stored.values()) > stored["digest"])
+        wrong = {name: _decoding(reasons) for name, (_, reasons) in surveys.items() if reasons}
+        if self.exists:
+            wrong |= {name: "is missing" for name, there in stored.items() if not there}
+            if not wrong.keys() & {"digest", "shard_digest"} and digest != digest_bytes(digests.tobytes()):
+                wrong["digest"] = "is not that of the slice's shards"
+            self._check_file()
+        for name, reason in wrong.items():
+            self._tell(name, f"c/{z}/0/0" if name == "shard_digest" else f"c/{z}", reason)
+        self.known = not wrong.keys() & {"digest", "shard_digest"}
+        self.digests = digests if self.known and digest != ABSENT else np.zeros_like(digests)
+        self.voxels = Readback(record.kind, z, self.digests)
+
+    def witness(self, region: Box) -> bytes:  # noqa: ARG002  (a slice is recorded as a whole)
+        """Digests of the slice and of its shards."""
+        return self._witness
+
+    def again(self) -> RecordSlice:
+        """The slice as it is recorded now."""
+        return RecordSlice(self.source, self._z)
+
+    def finish(self) -> None:
+        """Compare the levels."""
+        self.voxels.compare_levels()
+
+    def checked(self) -> Checked:
+        """Shards, and bytes read."""
+        return Checked(shards=self.voxels.shards, bytes=self.voxels.bytes)
+
+    def _check_file(self) -> None:
+        """Find a document of the slice's file that is lost or damaged."""
+        try:
+            reason = None if self.source.ledger.source(self._z) is not None else "is missing"
+        except NotAVolumeError:
+            reason = "cannot be decoded"
+        if reason:
+            self._tell(f"files/{self._z:06d}", "zarr.json", reason)
+
+    def _tell(self, name: str, shard: str, reason: str) -> None:
+        region = _slice_box(self._z, self.source.shape)
+        self.findings.append(Finding(f"{self.source.folder}/{name}", shard, region, f"{reason}; {RECORD_WAY_OUT}"))
+
+
+class Run:
+    """A run: its mask, and its tables in the order in which they are read: first those that vouch for the others."""
+
+    def __init__(self, volume: Volume, name: str) -> None:
+        self.volume, self.name = volume, name
+        self.tables = tables = RunTables(volume, name)
+        self.kind = Kind(volume.label(name), Path("labels") / name, MASK_VALUES, name)
+        self.level = Recipe.model_validate(tables.recipe).threshold.level
+        # Of 16 bits, tables of 256 bins tell no level.
+        self.resolves_levels = volume.dtype.itemsize == 1
+        self.truths = [truth for truth in tables.truths() if truth in volume.labels()]
+        compared = {truth: tables.truth(truth) for truth in self.truths}
+        self.keys = {
+            "status": tables.status,
+            "mask_key": tables.mask_key,
+            "shard_digest": tables.shard_digest,
+            **{f"truth/{truth}/counts_key": of_truth.counts_key for truth, of_truth in compared.items()},
+        }
+        self.arrays = {
+            **self.keys,
+            "threshold": tables.threshold,
+            **{f"truth/{truth}/counts": of_truth.counts for truth, of_truth in compared.items()},
+            **{f"truth/{truth}/histogram": of_truth.histogram for truth, of_truth in compared.items()},
+        }
+
+    def grid(self, name: str) -> Grid:
+        """What the cells of a table stand for."""
+        return self.tables.grids.shards if name == "shard_digest" else self.tables.grids.tiles
+
+    def take_back(self, differences: Sequence[Difference]) -> tuple[list[Difference], int]:
+        """Call the blocks that differ failed; return what was written since it was read, and the number of blocks.
+
+        Raises
+        ------
+        LockedError
+            If the run is being worked on.
+        StorageError
+            If the volume cannot be written to.
+        """
+        written, reasons = [], defaultdict(list)
+        with run_lock(self.volume, self.name):
+            now: dict[int, RunSlice] = {}
+            for difference in differences:
+                finding = difference.finding
+                z = finding.region.start[0]
+                now[z] = now.get(z) or RunSlice(self, z)
+                if now[z].witness(finding.region) != difference.witness:
+                    written.append(difference)
+                elif finding.run is not None:
+                    for block in self.tables.grids.blocks.cover(finding.region):
+                        reasons[block].append(f"{finding.place} {finding.reason}")
+            for block, why in reasons.items():
+                # The levels are made again too, where not by the block then by who finds that this key is not theirs.
+                self.tables.pyramid_key.write((slice(block[0], block[0] + 1),), ABSENT)
+                now[block[0]].empty_damaged(block)
+                self.tables.disown(block, "; ".join(why))
+        return written, len(reasons)
+
+
+class RunSlice(Part):
+    """One slice of a run."""
+
+    def __init__(self, run: Run, z: int) -> None:
+        self.source: Run = run
+        self.findings = []
+        self._z, self._grids = z, run.tables.grids
+        self._region = _slice_box(z, run.volume.shape)
+        self._blocks = self._grids.blocks.cover(self._region)
+        surveys = {name: table.survey((slice(z, z + 1),)) for name, table in run.arrays.items()}
+        self._values: dict[str, Array] = {name: values[0] for name, (values, _) in surveys.items()}
+        self._damaged = [name for name, (_, reasons) in surveys.items() if reasons]
+
+    def witness(self, region: Box) -> bytes:
+        """Status, keys and digests of the blocks that a region touches."""
+        blocks = self._grids.blocks.cover(region)
+        return b"".join([self._of(name, block).tobytes() for block in blocks for name in self.source.keys])
+
+    def again(self) -> RunSlice:
+        """The slice as it is recorded now."""
+        return RunSlice(self.source, self._z)
+
+    def prepare(self, truths: Mapping[str, RecordSlice]) -> None:
+        """Judge the tables by themselves, and decide which voxels are compared with them."""
+        self._usable = {name: np.ones(values.shape[:2], np.bool_) for name, values in self._values.items()}
+        self._done: Flags = np.zeros(self._values["status"].shape, np.bool_)
+        digests = np.zeros_like(self._values["shard_digest"])
+        for block in self._blocks:
+            self._judge(block)
+            digests[self._cells("shard_digest", block)] = self._known_digests(block)
+        self.voxels = Readback(self.source.kind, self._z, digests if self._done.any() else np.zeros_like(digests))
+        self._has_levels = self._judge_levels()
+        known = {name: truth for name, truth in truths.items() if truth.known and name in self.source.truths}
+        self._comparisons = [self._comparison(name, truth) for name, truth in known.items()]
+
+    def read(self, strip: Box, traced: Mapping[str, Array | None]) -> None:
+        """Read a row of shards of the mask, and count its tiles."""
+        mask = self.voxels.read(strip, "mask")
+        for comparison in self._comparisons:
+            truth = traced[comparison.name]
+            if mask is not None and truth is not None:
+                self._count(comparison, strip, mask, truth)
+
+    def finish(self) -> None:
+        """Compare the levels, and the tables with what was counted."""
+        if self._has_levels:
+            self.voxels.compare_levels()
+        for comparison in self._comparisons:
+            for block in self._blocks:
+                self._compare(comparison, block)
+
+    def checked(self) -> Checked:
+        """Shards, tiles that were counted, and bytes read."""
+        tiles = sum(int(comparison.made.sum()) for comparison in self._comparisons)
+        return Checked(shards=self.voxels.shards, tiles=tiles, bytes=self.voxels.bytes)
+
+    def empty_damaged(self, block: Triple) -> None:
+        """Write what could be read of the damaged tables of a block: else whoever reads all of a slice fails too."""
+        for name in self._damaged:
+            cells = slice(self._z, self._z + 1), *self._cells(name, block)
+            self.source.arrays[name].write(cells, self._of(name, block)[None])
+
+    def _judge(self, block: Triple) -> None:
+        """Find what is damaged, missing or impossible in the tables of a block."""
+        where = self._cells("status", block)
+        status = self._of("status", block)
+        for name, reason in self._unusable(block).items():
+            self._usable[name][self._cells(name, block)] = False
+            self._tell(name, block, self._grids.blocks.box(block), reason)
+        masked = self._of("mask_key", block) != ABSENT
+        words = {int(state): state.name.lower() for state in Status}
+        self._differ(
+            "status",
+            block,
+            (masked & (status != Status.DONE)) | ~np.isin(status, list(words)),
+            lambda tile: f"is {words.get(status[tile], status[tile])} where a mask is recorded",
+        )
+        done = self._done[where] = (status == Status.DONE) & self._usable["status"][where]
+        nowhere = done & np.isnan(self._of("threshold", block))
+        self._differ("threshold", block, nowhere, lambda _: "has no level")
+        self._usable["threshold"][where] &= ~nowhere
+        undigested = (self._of("shard_digest", block) == ABSENT) & done.any()
+        self._differ("shard_digest", block, undigested, lambda _: "has no digest")
+
+    def _unusable(self, block: Triple) -> dict[str, str]:
+        """Tables that cannot be read for a block, or have lost it, and why."""
+        stored = {name: bool(self._stored(name, block)) for name in self.source.arrays}
+        written = set()
+        if any(stored.values()):
+            written.add("status")  # before all others
+        if (self._of("status", block) == Status.DONE).any():
+            written |= {"mask_key", "shard_digest", "threshold"}
+        for truth in self.source.truths:
+            counts, histogram, key = (f"truth/{truth}/{name}" for name in ("counts", "histogram", "counts_key"))
+            if stored[counts] or stored[histogram] or self._of(key, block).any():
+                written |= {counts, histogram, key}
+        wrong = {name: "is missing" for name in self.source.arrays if name in written and not stored[name]}
+        for name in self._damaged:
+            table = self.source.arrays[name]
+            _, reasons = table.survey((slice(self._z, self._z + 1), *self._cells(name, block)))
+            if reasons:
+                wrong[name] = _decoding(reasons)
+        return wrong
+
+    def _known_digests(self, block: Triple) -> Array:
+        """Digests that the shards of a block must have; ``ABSENT`` where they may be in work, or differ already."""
+        where, shards = self._cells("status", block), self._cells("shard_digest", block)
+        digests, states = self._of("shard_digest", block), set(np.unique(self._of("status", block)).tolist())
+        unknown = np.full_like(digests, ABSENT)
+        if not (self._usable["status"][where].all() and self._usable["shard_digest"][shards].all()):
+            return unknown
+        if Status.DONE in states:
+            return digests if states <= {Status.DONE, Status.FAILED} else unknown
+        empty = states <= {Status.ABSENT, Status.FAILED} and np.isin(digests, (ABSENT, ALL_FILL)).all()
+        return np.full_like(digests, ALL_FILL) if empty else unknown
+
+    def _judge_levels(self) -> bool:
+        """Whether the levels of the mask are recorded as those of level 0."""
+        recorded, reasons = self.source.tables.pyramid_key.survey((slice(self._z, self._z + 1),))
+        digests = self._values["shard_digest"]
+        if reasons:
+            self._tell_levels(_decoding(reasons))
+        elif recorded[0] == digest_bytes(digests.tobytes()):
+            return True
+        # The block of a whole slice has recorded its levels before it is done; those of many blocks follow these.
+        elif self._blocks.size == 1 and self._done.any() and self._usable["shard_digest"].all():
+            self._tell_levels("is not that of the mask" if recorded[0] else "is missing")
+        return False
+
+    def _tell_levels(self, reason: str) -> None:
+        folder = f"tiles/{self.source.name}/pyramid_key"
+        self.findings.append(Finding(folder, f"c/{self._z}", self._region, reason, self.source.name))
+
+    def _comparison(self, name: str, truth: RecordSlice) -> _Comparison:
+        masks, recorded = self._values["mask_key"], self._values[f"truth/{name}/counts_key"]
+        tiles = self._grids.tiles.cover(self._region)
+        keys = counts_keys(masks[None], truth.digests[None], self._grids, tiles)[0]
+        wanted = self._done & (keys == recorded) & (masks != ABSENT)
+        absent = not truth.digests.any()  # then nothing is annotated, and nothing need be read to know the counts
+        made = wanted.copy() if absent else np.zeros_like(wanted)
+        return _Comparison(name, truth, wanted, made, np.zeros((*wanted.shape, 4), np.int64))
+
+    def _count(self, comparison: _Comparison, strip: Box, mask: Array, truth: Array) -> None:
+        """Count the tiles of a strip whose mask and truth are as recorded."""
+        joint = scratch.array("joint", (3, 256), np.uint32)
+        right = self.voxels.right & comparison.truth.voxels.right
+        for tile in self._grids.tiles.cover(strip):
+            box = self._grids.tiles.box(tile)
+            if comparison.wanted[tile[1:]] and right[box.start[1] // SHARD[1], box.start[2] // SHARD[2]]:
+                part = box.relative_to(strip.start).slices
+                joint_histogram(mask[part][0], truth[part][0], joint)
+                comparison.counts[tile[1:]] = counts_above(joint, 0)
+                comparison.made[tile[1:]] = True
+
+    def _compare(self, comparison: _Comparison, block: Triple) -> None:
+        """Compare the tables of a block with the counts that were made again."""
+        where = self._cells("status", block)
+        made, counts = comparison.made[where], comparison.counts[where]
+        if not made.any():
+            return
+        folder = f"truth/{comparison.name}"
+        recorded, histogram = self._of(f"{folder}/counts", block), self._of(f"{folder}/histogram", block)
+        self._differ(
+            f"{folder}/counts",
+            block,
+            made & (recorded != counts).any(axis=-1),
+            lambda tile: f"has {recorded[tile].tolist()} where mask and truth give {counts[tile].tolist()}",
+        )
+        tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
+        sizes = self._grids.tiles.sizes(self._grids.block_tiles(block))[0]
+        classes = np.stack([fp + tn, tp + fn, sizes - tp - fp - fn - tn], axis=-1)
+        fits = made & (histogram.sum(axis=-1, dtype=np.int64) == classes).all(axis=-1)
+        levelled = fits.copy()
+        for tile in (
+            map(tuple, np.argwhere(fits & self._usable["threshold"][where])) if self.source.resolves_levels else ()
+        ):
+            table, level = histogram[tile], self._of("threshold", block)[tile]
+            levelled[tile] = level == self.source.level(table.sum(axis=0, dtype=np.int64))
+            fits[tile] &= not levelled[tile] or counts_above(table, level) == tuple(counts[tile])
+        self._differ(f"{folder}/histogram", block, made & ~fits, lambda _: "does not give the counts of mask and truth")
+        self._differ("threshold", block, fits & ~levelled, lambda _: "is not the level that the histogram gives")
+
+    def _differ(self, name: str, block: Triple, wrong: Flags, reason: Callable[[tuple[int, int]], str]) -> None:
+        """Tell which cells of a block are wrong in a table, unless it is told already that all of them are."""
+        cells = self._cells(name, block)
+        found = np.argwhere(wrong & self._usable[name][cells])
+        if not len(found):
+            return
+        grid, (rows, columns) = self.source.grid(name), cells
+        first, last = found.min(axis=0).tolist(), found.max(axis=0).tolist()
+        region = grid.voxels(
+            Box(
+                (self._z, rows.start + first[0], columns.start + first[1]),
+                (self._z + 1, rows.start + last[0] + 1, columns.start + last[1] + 1),
+            )
+        )
+        y, x = found[0].tolist()
+        cell = f"{'shard' if name == 'shard_digest' else 'tile'} {self._z}, {rows.start + y}, {columns.start + x}"
+        others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        self._tell(name, block, region, f"{cell} {reason((y, x))}{others}")
+
+    def _tell(self, name: str, block: Triple, region: Box, reason: str) -> None:
+        table = self.source.arrays[name]
+        chunk = "/".join(map(str, (*block, *[0] * (len(table.shape) - 3))))
+        folder = f"tiles/{self.source.name}/{name}"
+        self.findings.append(Finding(folder, f"c/{chunk}", region, reason, self.source.name))
+
+    def _cells(self, name: str, block: Triple) -> tuple[slice, slice]:
+        """Cells of a block in a slice of a table."""
+        return self.source.grid(name).cover(self._grids.blocks.box(block)).slices[1:]
+
+    def _of(self, name: str, block: Triple) -> Array:
+        return self._values[name][self._cells(name, block)]
+
+    def _stored(self, name: str, block: Triple) -> bool:
+        cells = slice(self._z, self._z + 1), *self._cells(name, block)
+        return bool(self.source.arrays[name].stored(cells).all())
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """Counts of one slice of a mask against one truth, made again.
+
+    Attributes
+    ----------
+    wanted, made : ndarray
+        Tiles whose recorded counts are of this mask and this truth; of those, the ones that could be counted.
+    counts : ndarray
+        int64 (y, x, 4) of the tile grid.
+    """
+
+    name: str
+    truth: RecordSlice
+    wanted: Flags
+    made: Flags
+    counts: NDArray[np.int64]
+
+
+def _decoding(reasons: Sequence[str]) -> str:
+    """Why the one chunk that was asked for cannot be decoded, without its name."""
+    return "".join(reasons[0].partition("cannot be decoded")[1:]) or reasons[0]
+
+
+def _slice_box(z: int, shape: Triple) -> Box:
+    return Box((z, 0, 0), (z + 1, *shape[1:]))

@@ -1,0 +1,337 @@
+"""From source folders to scores: take the slices that have arrived or changed, and run what is pending.
+
+A round looks, checks and then writes. All that is wrong with a configuration, a folder or a header is found before
+anything is written; what is wrong with one file sets that one aside. Each slice is committed on its own: a round that
+is killed has lost the slices in work, and the next one takes those.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pipeline.arrivals import BAD_FILE, Arrivals, Held, gather, sync_threads
+from pipeline.config import RunConfig, SyncOptions
+from pipeline.errors import ConfigError, DamageError, LockedError, MissingInputError, PipelineError
+from pipeline.execute import Observer, ThreadRunner, ignore
+from pipeline.geometry import Box
+from pipeline.ingest import SliceJob, Written, changing, ingest_threads, making, truth_target
+from pipeline.lock import locked, now
+from pipeline.plan import Plan, make_plan
+from pipeline.report import SCHEMA, Summary, summarise
+from pipeline.runs import run_plan
+from pipeline.segment import stale_pyramids
+from pipeline.sources import Note
+from pipeline.stack import Page
+from pipeline.tables import RunTables, quiet, resize_volume, run_names
+from pipeline.volume import Volume, beside
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of the slices of the image, or of the truth.
+
+    Attributes
+    ----------
+    added, replaced : tuple of int
+        Slices that were written.
+    vanished : mapping of int to str
+        Slices whose file is gone, and its name; they stay.
+    """
+
+    added: tuple[int, ...] = ()
+    replaced: tuple[int, ...] = ()
+    vanished: Mapping[int, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain values."""
+        gone = [{"slice": z, "file": name} for z, name in sorted(self.vanished.items())]
+        return {"added": list(self.added), "replaced": list(self.replaced), "vanished": gone}
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What one round has done.
+
+    Attributes
+    ----------
+    started : str
+        ISO 8601.
+    volume : Path
+    images, truths : Taken
+    waiting : tuple of Note
+        Files that the next round looks at again: still written to, or a truth without its image.
+    set_aside : tuple of Note
+        Files that somebody must look at.
+    gaps : tuple of (int, int)
+        Slices that do not exist, as half-open ranges.
+    run : Summary or None
+        None where there are no slices yet.
+    elapsed_s : float
+    """
+
+    started: str
+    volume: Path
+    images: Taken
+    truths: Taken
+    waiting: tuple[Note, ...]
+    set_aside: tuple[Note, ...]
+    gaps: tuple[tuple[int, int], ...]
+    run: Summary | None
+    elapsed_s: float
+
+    @property
+    def partial(self) -> bool:
+        """Whether somebody must look at something: a file that was set aside, a tile that failed."""
+        return bool(self.set_aside) or (self.run is not None and self.run.tiles.failed > 0)
+
+    def document(self) -> dict[str, Any]:
+        """The result as the JSON object of the command line."""
+        return {
+            "schema": SCHEMA,
+            "started": self.started,
+            "volume": str(self.volume),
+            **self.images.document(),
+            "truths": self.truths.document(),
+            "waiting": [asdict(note) for note in self.waiting],
+            "set_aside": [asdict(note) for note in self.set_aside],
+            "gaps": [list(gap) for gap in self.gaps],
+            "run": None if self.run is None else self.run.document(),
+            "elapsed_s": self.elapsed_s,
+        }
+
+    def line(self) -> str:
+        """The result in one line; what there is none of is left out."""
+        gone = len(self.images.vanished) + len(self.truths.vanished)
+        found = {
+            "added": len(self.images.added), "replaced": len(self.images.replaced),
+            "truths added": len(self.truths.added), "truths replaced": len(self.truths.replaced),
+            "waiting": len(self.waiting), "set aside": len(self.set_aside), "vanished": gone,
+        }  # fmt: skip
+        parts = [f"{count:,} {what}" for what, count in found.items() if count] or ["nothing new"]
+        if self.gaps:
+            gaps = (str(first) if end == first + 1 else f"{first} to {end - 1}" for first, end in self.gaps)
+            parts.append(f"gaps: {', '.join(gaps)}")
+        return f"{self.volume}: {', '.join(parts)}; {self._run_line()}; {self.elapsed_s:.1f} s"
+
+    def _run_line(self) -> str:
+        if self.run is None:
+            return "no slices yet"
+        tiles, scores = self.run.tiles, self.run.scores
+        text = f"run {self.run.name}: {tiles.done:,} of {tiles.total:,} tiles done, {tiles.done - tiles.reused:,} now"
+        text += f", {tiles.failed:,} failed" if tiles.failed else ""
+        return text if scores is None or scores.mcc is None else f"{text}, MCC {scores.mcc:.4f}"
+
+
+def sync(config: RunConfig, observer: Observer = ignore, pause: Callable[[float], object] = time.sleep) -> Synced:
+    """Take the slices that have arrived or changed, and run what is pending.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With a section ``sync``.
+    observer : callable, optional
+        Called with every event, from any thread.
+    pause : callable, optional
+        Waits for so many seconds.
+
+    Raises
+    ------
+    PipelineError
+        If the configuration, a folder or a header is wrong: then the volume is as it was. If another process works on
+        the volume, or it cannot be written: then slices that are recorded stay.
+    """
+    started, begin = now(), time.monotonic()
+    options, path = check_sync(config), config.volume.resolve()
+    if not path.parent.is_dir():
+        raise MissingInputError(f"{path.parent}: no such folder; make it first, or mend `volume`")
+    with locked(beside(path, "sync.lock"), f"{path}: another sync is at work"):
+        held = Held.of(path, config.truth if options.truth else None)
+        _check_volume(config, options, held)
+        arrivals = gather(config, options, held, observer, pause)
+        images, truths = _write(config, options, held, arrivals, observer)
+        summary = _run(config, path, observer)
+    return Synced(
+        started=started, volume=path,
+        images=_taken(images, held.images, arrivals.images_vanished),
+        truths=_taken(truths, held.truths, arrivals.truths_vanished),
+        waiting=tuple(arrivals.waiting), set_aside=tuple(arrivals.set_aside), gaps=_gaps(path), run=summary,
+        elapsed_s=round(time.monotonic() - begin, 3),
+    )  # fmt: skip
+
+
+def sync_every(
+    every_s: float,
+    config: RunConfig,
+    report: Callable[[Synced | Exception], object],
+    pause: Callable[[float], object] = time.sleep,
+) -> NoReturn:
+    """Sync again and again, so many seconds from start to start, and report each result, or what went wrong."""
+    while True:
+        begin = time.monotonic()
+        try:
+            outcome: Synced | Exception = sync(config, pause=pause)
+        except Exception as error:  # whatever it is, the next round may be a better one
+            outcome = error
+        report(outcome)
+        pause(max(0.0, every_s - (time.monotonic() - begin)))
+
+
+def check_sync(config: RunConfig) -> SyncOptions:
+    """Source folders of a configuration, which must be one for syncs.
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    if config.sync is None:
+        raise ConfigError("sync: the configuration has no section `sync`; add one as in configs/sync.yaml")
+    if config.region is not None:
+        raise ConfigError("region: a sync runs everything; leave it out, or give it to `kesm run` with --region")
+    if config.truth is not None and config.truth == config.run_name:
+        raise ConfigError(f"truth: {config.truth!r} is the name of the run too; choose another `name`")
+    return config.sync
+
+
+def _check_volume(config: RunConfig, options: SyncOptions, held: Held) -> None:
+    """Refuse, before anything is looked at, a volume that this configuration cannot run on."""
+    size = options.voxel_size_um
+    if held.volume is None:
+        if config.truth is not None and options.truth is None:
+            raise ConfigError(f"truth: {config.truth!r} has no files; add `sync.truth`, or leave it out")
+        return
+    if size not in (None, held.volume.voxel_size_um):
+        raise ConfigError(
+            f"sync.voxel_size_um: got {size}, {held.path} has {held.volume.voxel_size_um}; leave it out, or name "
+            "another volume"
+        )
+    make_plan(_without_truth(config) if options.truth and held.mapping is None else config, held.volume)
+
+
+def _write(
+    config: RunConfig, options: SyncOptions, held: Held, arrivals: Arrivals, observer: Observer
+) -> tuple[list[int], list[int]]:
+    """Write what has arrived, slice by slice; return the slices of image and truth that are written."""
+    if not arrivals.images and not arrivals.truths:
+        return [], []
+    pages = [arrivals.images[z] for z in sorted(arrivals.images)]
+    runner = ThreadRunner(ingest_threads((pages or [*arrivals.truths.values()])[0], sync_threads(config)), observer)
+    slices = max(arrivals.images, default=-1) + 1
+    if held.volume is None:
+        size = options.voxel_size_um
+        with making(held.path, pages, slices, runner, size) as (volume, _):
+            make_plan(_without_truth(config), volume)
+    with changing(held.path, "sync") as (volume, staging):
+        if not held.same(Held.of(held.path, config.truth if options.truth else None)):
+            raise LockedError(f"{held.path}: another process has changed its slices meanwhile; sync again")
+        replacing = not held.images.keys().isdisjoint(arrivals.images)
+        with quiet(volume) if replacing else nullcontext():
+            if slices > volume.shape[0]:
+                resize_volume(volume, slices)
+            images = _commit(SliceJob(volume.image, volume.slices, staging), arrivals.images, arrivals, runner)
+        truths: list[int] = []
+        if arrivals.truths and arrivals.mapping is not None:
+            name = str(config.truth)
+            with truth_target(volume, name, held.mapping, arrivals.mapping) as target:
+                pass  # from now on it exists: its slices are committed one by one
+            truths = _commit(SliceJob(*target, staging, arrivals.mapping), arrivals.truths, arrivals, runner, name)
+    return images, truths
+
+
+def _commit(
+    job: SliceJob, pages: Mapping[int, Page], arrivals: Arrivals, runner: ThreadRunner, what: str = "image"
+) -> list[int]:
+    """Write and record slices; a file that was spoilt since it was decoded is set aside."""
+    if not pages:
+        return []
+    commit = _Commit(job, pages)
+    runner(commit, [*pages], what)
+    arrivals.set_aside.extend(Note.of(pages[z].name, error) for z, error in sorted(commit.bad.items()))
+    return commit.recorded
+
+
+class _Commit:
+    """Writes slices, the next one with each call, and records each as soon as those before it are.
+
+    In order, because without numbers files only ever go after the last slice: killed, a round must leave no gap that no
+    later one could fill.
+    """
+
+    def __init__(self, job: SliceJob, pages: Mapping[int, Page]) -> None:
+        self.bad: dict[int, PipelineError] = {}
+        self.recorded: list[int] = []
+        self._job, self._pages = job, pages
+        self._to_write = deque(sorted(pages))
+        self._to_record = deque(sorted(pages))
+        self._written: dict[int, Written] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, _: int) -> None:
+        """Write the next slice: whose turn it is does not matter to a runner, which has an order of its own."""
+        z = self._to_write.popleft()
+        try:
+            self._written[z] = self._job.write((self._pages[z], z))
+        except BAD_FILE as error:
+            self.bad[z] = error
+        with self._lock:
+            while self._to_record and (self._to_record[0] in self._written or self._to_record[0] in self.bad):
+                z = self._to_record.popleft()
+                if z in self._written:
+                    self._job.record(self._written.pop(z))
+                    self.recorded.append(z)
+
+
+def _run(config: RunConfig, path: Path, observer: Observer) -> Summary | None:
+    """Run what is pending; a truth that has no slice yet is left out."""
+    if not path.exists() or not Volume(path).slices.present().any():
+        return None
+    traced = config.truth in Volume(path).labels()
+    plan = make_plan(config if traced else _without_truth(config))
+    return _finished(plan) or run_plan(plan, config.cluster, observer)
+
+
+def _finished(plan: Plan) -> Summary | None:
+    """Result of a run that has nothing to do, else None: a round that changes nothing must not record an attempt."""
+    volume = Volume(plan.volume)
+    if plan.name not in run_names(volume):
+        return None
+    tables = RunTables(volume, plan.name)
+    if plan.name not in volume.labels() or (plan.truth is not None and plan.truth not in tables.truths()):
+        return None
+    mask = volume.label(plan.name).full
+    try:
+        lost = mask.lost_shard(Box.whole(mask.shape), tables.shard_digest.read())
+        if lost is not None or stale_pyramids(tables, range(volume.shape[0])):
+            return None
+        summary = summarise(volume, plan.name, plan.truth)
+    except DamageError:  # for the run to mend, or to say which tiles it hits
+        return None
+    if summary.tiles.pending or summary.tiles.failed:
+        return None
+    return replace(summary, tiles=replace(summary.tiles, reused=summary.tiles.done))
+
+
+def _without_truth(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"truth": None})
+
+
+def _taken(written: list[int], before: Mapping[int, object], vanished: Mapping[int, str]) -> Taken:
+    return Taken(tuple(z for z in written if z not in before), tuple(z for z in written if z in before), vanished)
+
+
+def _gaps(path: Path) -> tuple[tuple[int, int], ...]:
+    """Ranges of slices that do not exist."""
+    if not path.exists():
+        return ()
+    absent = np.concatenate([[False], ~Volume(path).slices.present(), [False]])
+    edges = np.flatnonzero(absent[1:] != absent[:-1])
+    return tuple((int(start), int(stop)) for start, stop in edges.reshape(-1, 2))

@@ -1,0 +1,177 @@
+"""What goes wrong around a run: damaged tables, a store that does not answer, no rights, no file handles, no space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zarr
+
+from pipeline import store
+from pipeline.errors import StorageError
+from pipeline.report import summarise
+from pipeline.runs import run
+from pipeline.volume import Volume
+from tests.builders import build_volume, run_config
+from tests.crashing import assert_same_arrays
+
+SHAPE = (3, 600, 600)
+Damage = Callable[[Path], None]
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    volume = build_volume(tmp_path / "brain.zarr", SHAPE)
+    run(run_config(volume))
+    run(run_config(volume, "reference"))
+    return volume
+
+
+TABLES = {
+    "status": "tiles/otsu/status/c/0/0/0",
+    "mask_key": "tiles/otsu/mask_key/c/0/0/0",
+    "threshold": "tiles/otsu/threshold/c/0/0/0",
+    "shard_digest": "tiles/otsu/shard_digest/c/0/0/0",
+    "counts": "tiles/otsu/truth/groundtruth/counts/c/0/0/0/0",
+    "counts_key": "tiles/otsu/truth/groundtruth/counts_key/c/0/0/0",
+}
+
+
+@pytest.mark.parametrize("damage", [flip, truncate], ids=["flipped", "truncated"])
+@pytest.mark.parametrize("table", TABLES)
+def test_damaged_table_fails_its_block_by_name_and_is_mended_by_the_next_run(
+    volume: Volume, table: str, damage: Damage
+) -> None:
+    damage(volume.path / TABLES[table])
+    bad = run(run_config(volume))
+    assert (bad.tiles.failed, bad.tiles.reused) == (4, 8)
+    ((box, reason),) = bad.failures
+    assert str(box) == "z=0:1,y=0:600,x=0:600"
+    array, _, chunk = TABLES[table].partition("/c/")
+    assert f"{volume.path / array}: chunk c/{chunk} cannot be decoded" in reason
+    assert summarise(volume, "otsu", "groundtruth").failures == bad.failures
+    mended = run(run_config(volume))
+    assert (mended.tiles.failed, mended.tiles.done, list(mended.failures)) == (0, 12, [])
+    assert_same_arrays(volume.path, "otsu", "reference")
+
+
+@pytest.mark.parametrize("table", [*TABLES, "histogram", "mask"])
+def test_what_is_missing_is_made_again(volume: Volume, table: str) -> None:
+    more = {
+        "histogram": "tiles/otsu/truth/groundtruth/histogram/c/0/0/0/0/0",
+        "mask": "labels/otsu/0/c/0/0/0",
+    }
+    remove(volume.path / (TABLES | more)[table])
+    again = run(run_config(volume)).tiles
+    assert (again.failed, again.done, again.reused) == (0, 12, 8)
+    assert_same_arrays(volume.path, "otsu", "reference")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, remove], ids=["flipped", "truncated", "missing"])
+@pytest.mark.parametrize("record", ["digest/c/1", "shard_digest/c/1/0/0"])
+def test_slice_whose_record_is_damaged_is_failed_and_not_absent(volume: Volume, record: str, damage: Damage) -> None:
+    file = volume.path / "slices" / "image" / record
+    content = file.read_bytes()
+    damage(file)
+    bad = run(run_config(volume)).tiles
+    assert (bad.failed, bad.absent, bad.reused) == (4, 0, 8)
+    assert [str(file.parent).startswith(reason.partition(":")[0]) for _, reason in run(run_config(volume)).failures]
+    file.write_bytes(content)
+    assert run(run_config(volume)).tiles.failed == 0
+    assert_same_arrays(volume.path, "otsu", "reference")
+
+
+@pytest.fixture
+def stale(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+    """Errors with which the storage refuses to read slice 1, one a time, until there are none left."""
+    errors: list[OSError] = []
+    read = zarr.Array.get_basic_selection
+
+    def refuse(self: zarr.Array, selection: tuple[slice, ...], **named: object) -> object:
+        if selection[0].start == 1 and errors:
+            raise errors.pop()
+        return read(self, selection, **named)
+
+    monkeypatch.setattr(zarr.Array, "get_basic_selection", refuse)
+    monkeypatch.setattr(store.time, "sleep", lambda pause_s: None)
+    return errors
+
+
+def test_storage_that_answers_late_costs_nothing(tmp_path: Path, stale: list[OSError]) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", SHAPE)
+    stale += [OSError(errno.ESTALE, "Stale file handle")] * 3
+    assert run(run_config(volume)).tiles.done == 12
+    assert stale == []
+
+
+def test_storage_that_does_not_answer_fails_the_block_and_not_the_run(tmp_path: Path, stale: list[OSError]) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", SHAPE)
+    stale += [OSError(errno.ETIMEDOUT, "Connection timed out")] * 4
+    bad = run(run_config(volume))
+    assert (bad.tiles.failed, bad.tiles.done) == (4, 8)
+    ((box, reason),) = bad.failures
+    assert str(box) == "z=1:2,y=0:600,x=0:600"
+    assert "the storage does not answer ([Errno 110] Connection timed out)" in reason
+    assert run(run_config(volume)).tiles.reused == 8
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+from pipeline.cli import app, main
+import pipeline.runs, pipeline.terminal
+sys.argv = ["kesm", *sys.argv[1:]]
+open_now = len(list(Path("/proc/self/fd").iterdir()))
+resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 2, open_now + 2))
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_too_many_open_files_are_named_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", SHAPE)
+    words = [sys.executable, "-c", FEW_FILES, "run", str(volume.path), "--truth", "groundtruth"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "too many open files; raise the limit (`ulimit -n 4096`)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run(run_config(volume)).tiles.done == 12
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root may")
+def test_rights_that_are_lost_are_named_and_the_run_goes_on_later() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        volume = build_volume(Path(folder) / "brain.zarr", SHAPE)
+        run(run_config(volume, region="z=0:1"))
+        for companion in Path(folder).iterdir():
+            companion.chmod(0o777)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(StorageError, match=r"permission denied; check the owner and mode of the folder"):
+                run(run_config(volume))
+        finally:
+            os.seteuid(0)
+        assert run(run_config(volume)).tiles.reused == 4
+        run(run_config(volume, "reference"))
+        assert_same_arrays(volume.path, "otsu", "reference")
