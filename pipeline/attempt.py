@@ -79,6 +79,8 @@ class Attempt:
                     self._blocks["reused"] += event.reused
                     self._blocks["failed"] += event.failed
                     self._voxels += 0 if event.reused else event.voxels
+        if isinstance(event, JobsStarted | BlocksSettled):
+            self._tables.beat(self._heartbeat())
         self._observer(event)
 
     def finish(self, summary: Summary) -> None:

@@ -23,7 +23,8 @@ from pipeline.keys import counts_keys
 from pipeline.pyramid import Pyramid
 from pipeline.readback import Array, Finding, Flags, Kind, Readback
 from pipeline.scratch import scratch
-from pipeline.store import ABSENT, ALL_FILL, SHARD, Table, digest_bytes
+from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
+from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_lock
 from pipeline.volume import RECORD_WAY_OUT, Ledger, Volume
 

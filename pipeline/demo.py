@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import RunConfig
+from pipeline.disk import disk_errors
 from pipeline.errors import ExistsError
 from pipeline.execute import Observer, ThreadRunner
 from pipeline.figures import overlay
@@ -23,7 +24,6 @@ from pipeline.plan import available_cpus
 from pipeline.report import Summary
 from pipeline.runs import run
 from pipeline.stack import find_pages
-from pipeline.store import disk_errors
 from pipeline.volume import Volume
 
 TRUTH = "groundtruth"

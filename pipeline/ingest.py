@@ -19,6 +19,7 @@ import psutil
 from numpy.typing import NDArray
 
 from pipeline.config import check_name
+from pipeline.disk import disk_errors
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
 from pipeline.histogram import UNLABELLED, joint_histogram
 from pipeline.lock import locked
@@ -28,7 +29,6 @@ from pipeline.pixels import decoding
 from pipeline.placement import place
 from pipeline.pyramid import Pyramid
 from pipeline.stack import Page, read_page
-from pipeline.store import disk_errors
 from pipeline.tables import resize_volume, run_names, settle
 from pipeline.volume import Ledger, Volume, beside, publish, staging_folder
 

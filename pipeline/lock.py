@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.disk import disk_errors
 from pipeline.errors import LockedError, StorageError
-from pipeline.store import disk_errors
 
 
 @contextmanager

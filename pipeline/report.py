@@ -16,7 +16,7 @@ from pipeline.confusion import Counts, Scores, mean_scores, score_parts, scores
 from pipeline.errors import DamageError, MissingInputError, PipelineError
 from pipeline.geometry import Box
 from pipeline.keys import valid_tiles
-from pipeline.store import Table
+from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_names
 from pipeline.volume import Ledger, Volume
 

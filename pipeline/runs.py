@@ -12,12 +12,13 @@ from dataclasses import replace
 from pipeline.attempt import Attempt
 from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
+from pipeline.disk import disk_errors
 from pipeline.errors import ConfigError, ExistsError
 from pipeline.execute import Client, Observer, Outcome, execute, ignore, start_engine
 from pipeline.plan import Plan, make_plan
 from pipeline.report import Summary, Tiles, summarise
 from pipeline.segment import Column, Job
-from pipeline.store import disk_errors, sweep_partial
+from pipeline.store import sweep_partial
 from pipeline.tables import RunTables, run_lock, run_names, settle
 from pipeline.volume import Volume, staging_folder
 

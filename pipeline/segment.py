@@ -230,9 +230,15 @@ class _Block:
             bool((tables.mask_key.read(self.cells) == keys).all())
             and bool((tables.status.read(self.cells) == Status.DONE).all())
             and bool(tables.threshold.stored(self.cells).all() and tables.threshold.read(self.cells).size)
-            and bool((tables.shard_digest.read(self._shards()) != ABSENT).all())
-            and self.handles.mask.full.lost_shard(self.box, tables.shard_digest.read(self._slice_cells)) is None
+            and self._has_shards()
         )
+
+    def _has_shards(self) -> bool:
+        """Whether the shards of the mask are recorded and there."""
+        digests = np.zeros((1, *self.grids.shards.cells[1:]), np.uint64)
+        cells = self.grids.shards.cover(self.box).relative_to((self.z, 0, 0)).slices
+        digests[cells] = self.handles.tables.shard_digest.read(self._shards())
+        return bool(digests[cells].all()) and self.handles.mask.full.lost_shard(self.box, digests) is None
 
     def _is_counted(self, keys: Array | None) -> bool:
         """Whether the mask was compared with the same truth, if with any, and the result is still there."""

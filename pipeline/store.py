@@ -7,39 +7,26 @@ that could neither be read nor written again.) Tables and documents are small: z
 
 from __future__ import annotations
 
-import errno
-import itertools
-import re
 import shutil
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import xxhash
 import zarr
 import zarr.buffer.cpu
 import zarrs  # noqa: F401  (registers its codec pipeline; a missing wheel fails here and not in the middle of a run)
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 
-from pipeline.errors import (
-    DamageError,
-    LockedError,
-    NotAVolumeError,
-    ShapeMismatchError,
-    StorageError,
-    UnavailableError,
-)
-from pipeline.geometry import Box, Grid, Triple, ceil_div
-
-Result = TypeVar("Result")
+from pipeline.disk import disk_errors, raise_refusal, retried
+from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError
+from pipeline.geometry import Box, Grid, Triple
 
 # Measured on the real tile's texture (benchmarks/README.md): chunks of 512 in shards of 4096 cost 1.6 times as much to
 # read and write; lz4 reads 1.5 times as fast but stores 1.5 times as much.
@@ -51,8 +38,6 @@ PIPELINES = {"zarrs": "zarrs.ZarrsCodecPipeline", "zarr": "zarr.core.codec_pipel
 
 ABSENT = 0  # digest of what was never written
 ALL_FILL = 1  # digest of a shard that holds only the fill value, and has no file
-
-RETRY_AFTER_S = (0.1, 0.5, 2.0)  # a server that fails over is back after seconds; one that is not is a fault
 
 _config_lock = threading.Lock()
 _codec: dict[str, int] = {}
@@ -77,17 +62,13 @@ class ShardedArray:
     @classmethod
     def create(cls, path: Path, shape: Triple, dtype: str, fill: int = 0) -> ShardedArray:
         """Create an empty array of this shape on disk."""
-        with disk_errors(path):
-            zarr.create_array(
-                path, shape=shape, dtype=dtype, chunks=CHUNK, shards=SHARD, fill_value=fill, compressors=CODEC,
-                dimension_names=("z", "y", "x"), zarr_format=3,
-            )  # fmt: skip
+        create_array(path, shape, dtype, CHUNK, fill, SHARD)
         return cls(path)
 
     def resize(self, slices: int) -> None:
         """Change the number of slices; what lies beyond the new end is removed."""
         with disk_errors(self.path):
-            _open_array(self.path, "zarr").resize((slices, *self.shape[1:]))
+            open_array(self.path, "zarr").resize((slices, *self.shape[1:]))
         self._open()
 
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -110,7 +91,7 @@ class ShardedArray:
             buffer = zarr.buffer.cpu.NDBuffer.from_ndarray_like(cast(Any, out))
             retried(lambda: self._array.get_basic_selection(box.slices, out=buffer))
         except Exception as error:  # the pipelines raise OSError, RuntimeError, ValueError, ... for damaged bytes
-            _raise_refusal(self.path, error)
+            raise_refusal(self.path, error)
             raise DamageError(
                 f"{self.path}: {self._damaged(box)} cannot be decoded ({error}); restore it from a copy"
             ) from error
@@ -148,7 +129,7 @@ class ShardedArray:
             with disk_errors(self.path):
                 retried(stage.mkdir)
                 shutil.copyfile(self.path / "zarr.json", stage / "zarr.json")
-                staged = _open_array(stage, self._pipeline)
+                staged = open_array(stage, self._pipeline)
                 retried(lambda: staged.set_basic_selection(box.slices, values))
                 for shard, digest in zip(self.shards.cover(box), digests.flat, strict=True):
                     self._publish(stage, shard, empty=digest == ALL_FILL)
@@ -195,7 +176,7 @@ class ShardedArray:
         return self.path.joinpath("c", *map(str, shard))
 
     def _open(self) -> None:
-        self._array = _open_array(self.path, self._pipeline)
+        self._array = open_array(self.path, self._pipeline)
         self.shape: Triple = self._array.shape
         self.dtype: np.dtype[Any] = self._array.dtype
         self.fill: int = int(self._array.fill_value)
@@ -222,102 +203,6 @@ class ShardedArray:
         return f"shard {', '.join(bad)}" if bad else str(box)
 
 
-class Table:
-    """A small array on a grid: one chunk is what one task writes at once.
-
-    A chunk that was written has a file, whatever it holds, so that one that is lost is not taken for zeros.
-
-    Parameters
-    ----------
-    path : Path
-        Folder of the array.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._array = _open_array(path, "zarr", write_empty_chunks=True)
-        # `zarrs` reads the 799 chunks of a full volume's table twelve times as fast, in 0.03 s, but writes in place.
-        self._reader = _open_array(path, "zarrs")
-        self.shape: tuple[int, ...] = self._array.shape
-        self.dtype: np.dtype[Any] = self._array.dtype
-
-    @classmethod
-    def create(cls, path: Path, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], fill: float = 0) -> Table:
-        """Create an empty table on disk."""
-        with disk_errors(path):
-            zarr.create_array(
-                path, shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, compressors=CODEC, zarr_format=3
-            )
-        return cls(path)
-
-    def read(self, cells: tuple[slice, ...] = ()) -> NDArray[Any]:
-        """Read cells of the leading axes; everything without an argument.
-
-        Raises
-        ------
-        DamageError
-            Naming the chunks that cannot be decoded.
-        """
-        try:
-            return np.asarray(retried(lambda: self._reader[cells or ...]))
-        except Exception as error:  # see ShardedArray.read
-            _raise_refusal(self.path, error)
-            _, reasons = self.survey(cells)
-            raise DamageError("; ".join(reasons) or f"{self.path}: cannot be read ({error})") from error
-
-    def survey(self, cells: tuple[slice, ...] = ()) -> tuple[NDArray[Any], list[str]]:
-        """Read what can be read of cells: fill where a chunk is damaged, and for each of those its name and reason."""
-        try:
-            return np.asarray(self._reader[cells or ...]), []
-        except Exception:  # chunk by chunk it is named
-            pass
-        whole = np.full(self.shape, self._array.fill_value, self.dtype)
-        reasons = []
-        for index, chunk in self._chunks(cells):
-            try:
-                whole[chunk] = self._reader[chunk]
-            except Exception as error:  # whatever it is, it is the answer
-                name = "/".join(map(str, index))
-                reasons.append(f"{self.path}: chunk c/{name} cannot be decoded ({error})")
-        return whole[cells or ...], reasons
-
-    def stored(self, cells: tuple[slice, ...] = ()) -> NDArray[np.bool_]:
-        """Whether the chunk of each cell has a file, on the leading axes that ``cells`` has."""
-        axes = len(cells) or len(self.shape)
-        whole = np.zeros(self.shape[:axes], np.bool_)
-        for index, chunk in self._chunks(cells):
-            whole[chunk[:axes]] = self.path.joinpath("c", *map(str, index)).is_file()
-        found: NDArray[np.bool_] = whole[cells or ...]
-        return found
-
-    def _chunks(self, cells: tuple[slice, ...]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """Number and cells of each chunk that some cells touch."""
-        spans = [*cells, *[slice(None)] * (len(self.shape) - len(cells))]
-        ranges = []
-        for span, length, step in zip(spans, self.shape, self._array.chunks, strict=True):
-            start, stop, _ = span.indices(length)
-            ranges.append(range(start // step, ceil_div(max(start, stop), step)))
-        for index in itertools.product(*ranges):
-            yield (
-                index,
-                tuple(slice(i * step, (i + 1) * step) for i, step in zip(index, self._array.chunks, strict=True)),
-            )
-
-    def write(self, cells: tuple[slice, ...], values: ArrayLike) -> None:
-        """Write whole chunks of the leading axes; values are broadcast over them."""
-        leading = [len(range(*cell.indices(length))) for cell, length in zip(cells, self.shape, strict=False)]
-        whole = np.broadcast_to(np.asarray(values, self.dtype), (*leading, *self.shape[len(cells) :]))
-        with disk_errors(self.path):
-            retried(lambda: self._array.set_basic_selection(cells, whole))
-
-    def resize(self, slices: int) -> None:
-        """Change the length of the first axis."""
-        with disk_errors(self.path):
-            self._array.resize((slices, *self.shape[1:]))
-        self._reader = _open_array(self.path, "zarrs")
-        self.shape = self._array.shape
-
-
 def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
     """Write a group with these attributes; replaces an older one whole, by rename."""
     with disk_errors(path):
@@ -336,7 +221,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
     except (ContainsArrayError, AssertionError) as error:  # zarr 3.1.1 asserts
         raise NotAVolumeError(f"{path}: is a Zarr array; name the folder of the volume that it belongs to") from error
     except Exception as error:  # a foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
-        _raise_refusal(path, error)
+        raise_refusal(path, error)
         raise NotAVolumeError(f"{path}: its zarr.json cannot be read ({error})") from error
 
 
@@ -373,7 +258,30 @@ def set_codec_threads(threads: int) -> None:
     _codec["threading.max_workers"] = threads
 
 
-def _open_array(path: Path, pipeline: str, write_empty_chunks: bool = False) -> Any:
+def create_array(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: str,
+    chunks: tuple[int, ...],
+    fill: float,
+    shards: Triple | None = None,
+) -> None:
+    """Create an empty array on disk; one in shards is of voxels."""
+    with disk_errors(path):
+        zarr.create_array(
+            path, shape=shape, dtype=dtype, chunks=chunks, shards=shards, fill_value=fill, compressors=CODEC,
+            dimension_names=("z", "y", "x") if shards else None, zarr_format=3,
+        )  # fmt: skip
+
+
+def open_array(path: Path, pipeline: str, write_empty_chunks: bool = False) -> Any:
+    """Open an array of zarr with a codec pipeline of ours.
+
+    Raises
+    ------
+    DamageError, StorageError, UnavailableError
+        If it cannot be opened.
+    """
     # zarr picks these from process-wide settings when an array is opened. They are set for that moment only, so that
     # other zarr code in a user's process keeps its own.
     ours = {"codec_pipeline.path": PIPELINES[pipeline], "array.order": "C", **_codec}
@@ -382,67 +290,5 @@ def _open_array(path: Path, pipeline: str, write_empty_chunks: bool = False) -> 
         try:
             return retried(lambda: zarr.open_array(path, mode="r+"))
         except Exception as error:  # missing, foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
-            _raise_refusal(path, error)
+            raise_refusal(path, error)
             raise DamageError(f"{path}: is missing or cannot be opened ({error}); restore it from a copy") from error
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Say in a user's words what the operating system refused."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        _raise_refusal(path, error)
-        if _errno(error) is not None and not isinstance(error, FileNotFoundError):
-            raise StorageError(
-                f"{path}: cannot be written ({error}); mend the file system, then run the same command again"
-            ) from error
-        raise
-
-
-def retried(call: Callable[[], Result]) -> Result:
-    """Return what a call returns; where a network store has not answered for a moment, make it again after a while."""
-    for pause_s in RETRY_AFTER_S:
-        try:
-            return call()
-        except Exception as error:
-            if _errno(error) not in _TRANSIENT:
-                raise
-        time.sleep(pause_s)
-    return call()
-
-
-def _raise_refusal(path: Path, error: Exception) -> None:
-    """Raise what the operating system refused in a user's words, if that is what went wrong."""
-    number = _errno(error)
-    if number in _REASONS:
-        raise StorageError(f"{path}: {_REASONS[number]}") from error
-    if number in _TRANSIENT:
-        raise UnavailableError(
-            f"{path}: the storage does not answer ({error}), also when asked {len(RETRY_AFTER_S)} times more; run "
-            "again when it does"
-        ) from error
-
-
-def _errno(error: BaseException) -> int | None:
-    """Number of an error of the operating system: `zarrs` hands on the text only."""
-    if isinstance(error, OSError):
-        return error.errno
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return int(number[1]) if number else None
-
-
-_TRANSIENT = {
-    errno.EAGAIN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-    errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
-}  # fmt: skip
-_REASONS = {
-    errno.ENOSPC: "the disk is full; make room, then run the same command again",
-    errno.EDQUOT: "the disk quota is used up; make room, then run the same command again",
-    errno.EFBIG: "the file would be larger than the system allows; raise the limit (`ulimit -f unlimited`)",
-    errno.EROFS: "the file system is read-only; write to another place, or mount it for writing",
-    errno.EACCES: "permission denied; check the owner and mode of the folder",
-    errno.EPERM: "permission denied; check the owner and mode of the folder",
-    errno.EMFILE: "too many open files; raise the limit (`ulimit -n 4096`) or use fewer threads",
-    errno.ENFILE: "too many open files on this machine; close some programs or use fewer threads",
-}

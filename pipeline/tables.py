@@ -18,7 +18,8 @@ from typing import Any
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.lock import locked
-from pipeline.store import ABSENT, SHARD, Table, create_document, read_document
+from pipeline.store import ABSENT, SHARD, create_document, read_document
+from pipeline.table import Table
 from pipeline.volume import Volume, beside
 
 HISTOGRAM_LEVELS = 256

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.disk import disk_errors
 from pipeline.errors import (
     DamageError,
     ExistsError,
@@ -25,15 +26,8 @@ from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.lock import locked
 from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
-from pipeline.store import (
-    ABSENT,
-    ShardedArray,
-    Table,
-    create_document,
-    digest_bytes,
-    disk_errors,
-    read_document,
-)
+from pipeline.store import ABSENT, ShardedArray, create_document, digest_bytes, read_document
+from pipeline.table import Table
 
 FORMAT_VERSION = 1
 LOCK_WAIT_S = 10.0

@@ -18,7 +18,8 @@ import numpy as np
 from pipeline import runs, segment, sync
 from pipeline.configfile import load_config
 from pipeline.geometry import Box
-from pipeline.store import ShardedArray, Table
+from pipeline.store import ShardedArray
+from pipeline.table import Table
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 from tests.builders import run_config

@@ -37,7 +37,7 @@ from tests.contract import check_document
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 KESM = Path(sys.executable).with_name("kesm")
-COMMANDS = ("demo", "ingest", "run", "plan", "status")
+COMMANDS = ("demo", "ingest", "run", "plan", "status", "sync", "verify")
 GREY = (np.add.outer(7 * np.arange(40), np.arange(56)) % 251).astype(np.uint8)
 
 

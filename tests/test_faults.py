@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from pipeline import store
+from pipeline import disk
 from pipeline.errors import StorageError
 from pipeline.report import summarise
 from pipeline.runs import run
@@ -113,7 +113,7 @@ def stale(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
         return read(self, selection, **named)
 
     monkeypatch.setattr(zarr.Array, "get_basic_selection", refuse)
-    monkeypatch.setattr(store.time, "sleep", lambda pause_s: None)
+    monkeypatch.setattr(disk.time, "sleep", lambda pause_s: None)
     return errors
 
 

@@ -16,7 +16,8 @@ from pipeline.geometry import Box
 from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.segment import Column, Job, run_block
-from pipeline.store import ShardedArray, Table
+from pipeline.store import ShardedArray
+from pipeline.table import Table
 from pipeline.tables import RunTables, Status
 from tests.builders import build_volume, run_config
 

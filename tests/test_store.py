@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import errno
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,11 +20,10 @@ from pipeline.errors import (
     LockedError,
     NotAVolumeError,
     ShapeMismatchError,
-    StorageError,
-    UnavailableError,
 )
 from pipeline.geometry import Box
-from pipeline.store import ALL_FILL, PIPELINES, SHARD, ShardedArray, Table, create_document, read_document
+from pipeline.store import ALL_FILL, PIPELINES, SHARD, ShardedArray, create_document, read_document
+from pipeline.table import Table
 
 SHAPE = (2, 2100, 2150)  # two by two shards, three of them at an edge
 FIRST = Box((0, 0, 0), (1, 2048, 2048))
@@ -263,67 +260,6 @@ def test_reserved_digests_are_never_given(monkeypatch, hashed, digest):
     assert store.digest_bytes(b"") == digest
 
 
-# ---- tables
-
-
-def test_a_table_is_written_in_cells_and_read_in_cells(tmp_path):
-    table = Table.create(tmp_path / "counts", (3, 4, 5, 2), "int64", (1, 2, 5, 2))
-    rows = (slice(1, 2), slice(2, 4))
-    table.write(rows, np.arange(20).reshape(1, 2, 5, 2))
-    np.testing.assert_array_equal(table.read(rows), np.arange(20).reshape(1, 2, 5, 2))
-    assert table.read().shape == (3, 4, 5, 2)
-    assert table.read().sum() == np.arange(20).sum()
-    table.write(rows, 7)
-    assert table.read((slice(1, 2),)).sum() == 7 * 20
-    np.testing.assert_array_equal(Table(tmp_path / "counts").read(), table.read())
-
-
-def test_a_table_may_be_empty_with_nan(tmp_path):
-    table = Table.create(tmp_path / "threshold", (2, 3), "float64", (1, 3), float("nan"))
-    assert np.isnan(table.read()).all()
-    table.write((slice(0, 1),), [1.5, np.nan, 255])
-    np.testing.assert_array_equal(table.read(), [[1.5, np.nan, 255], [np.nan] * 3])
-
-
-def test_a_table_grows_and_shrinks(tmp_path):
-    table = Table.create(tmp_path / "digest", (2, 3), "uint64", (1, 3))
-    table.write((slice(0, 2),), 2**64 - 1)
-    table.resize(4)
-    assert table.shape == (4, 3)
-    np.testing.assert_array_equal(table.read()[:, 0], np.array([2**64 - 1, 2**64 - 1, 0, 0], np.uint64))
-    table.resize(1)
-    table.resize(2)
-    np.testing.assert_array_equal(table.read()[:, 0], np.array([2**64 - 1, 0], np.uint64))
-
-
-def test_a_damaged_table_is_named(tmp_path):
-    table = Table.create(tmp_path / "digest", (2,), "uint64", (1,))
-    table.write((slice(0, 1),), 5)
-    (tmp_path / "digest" / "c" / "0").write_bytes(b"garbage")
-    with pytest.raises(DamageError, match=r"digest: chunk c/0 cannot be decoded \("):
-        table.read()
-    values, reasons = table.survey()
-    assert values.tolist() == [0, 0]
-    assert [reason.partition(" cannot")[0] for reason in reasons] == [f"{table.path}: chunk c/0"]
-
-
-def test_a_chunk_that_was_written_has_a_file_whatever_it_holds(tmp_path):
-    table = Table.create(tmp_path / "counts", (3, 2, 4), "int64", (1, 2, 4))
-    table.write((slice(0, 1), slice(0, 2)), 0)
-    table.write((slice(1, 2), slice(0, 2)), 5)
-    assert table.stored((slice(0, 3), slice(0, 2))).tolist() == [[True] * 2, [True] * 2, [False] * 2]
-    (tmp_path / "counts" / "c" / "1" / "0" / "0").unlink()
-    assert table.stored((slice(1, 2), slice(0, 1))).tolist() == [[False]]
-    assert table.read()[1].tolist() == [[0] * 4] * 2  # which is why it is asked
-
-
-def test_the_smallest_table_cell_is_a_chunk_of_its_own(tmp_path):
-    table = Table.create(tmp_path / "status", (4, 4), "uint8", (1, 4))
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda z: table.write((slice(z, z + 1),), z + 1), range(4)))
-    np.testing.assert_array_equal(table.read()[:, 0], [1, 2, 3, 4])
-
-
 # ---- documents
 
 
@@ -399,73 +335,6 @@ def test_only_zarr_lies_in_a_store(tmp_path, staging):
     assert all(part.isdigit() for file in shard_files(array) for part in file.split("/")[1:])
     assert array._array.metadata.fill_value == 0
     assert array._array.shards == SHARD
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "here: the disk is full; make room"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "here: the disk quota is used up"),
-        (OSError(errno.EROFS, "Read-only file system"), "here: the file system is read-only"),
-        (PermissionError(errno.EACCES, "Permission denied"), "here: permission denied"),
-        (RuntimeError("No space left on device (os error 28)"), "here: the disk is full; make room"),
-        (RuntimeError("Read-only file system (os error 30)"), "here: the file system is read-only"),
-        (RuntimeError("Structure needs cleaning (os error 117)"), "here: cannot be written .*needs cleaning"),
-    ],
-    ids=["full", "quota", "read-only", "permission", "zarrs-full", "zarrs-read-only", "zarrs-other"],
-)
-def test_what_the_system_refuses_is_said_in_words(tmp_path, error, text):
-    with pytest.raises(StorageError, match=text), store.disk_errors(tmp_path / "here"):
-        raise error
-
-
-def failing(*errors: Exception) -> Callable[[], str]:
-    left = list(errors)
-
-    def call() -> str:
-        if left:
-            raise left.pop(0)
-        return "done"
-
-    return call
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """The pauses that were made, in place of making them."""
-    made: list[float] = []
-    monkeypatch.setattr(store.time, "sleep", made.append)
-    return made
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ESTALE, "Stale file handle"), RuntimeError("Input/output error (os error 5)")], ids=repr
-)
-def test_what_a_network_store_refuses_for_a_moment_is_asked_again(pauses, error):
-    assert store.retried(failing(error, error)) == "done"
-    assert pauses == [0.1, 0.5]
-
-
-def test_what_it_refuses_for_long_is_named(tmp_path, pauses):
-    stale = OSError(errno.ESTALE, "Stale file handle")
-    named = pytest.raises(UnavailableError, match=r"here: the storage does not answer .*Stale file handle")
-    with named, store.disk_errors(tmp_path / "here"):
-        store.retried(failing(stale, stale, stale, stale))
-    assert pauses == [0.1, 0.5, 2.0]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("a bug")], ids=repr)
-def test_other_errors_are_not_asked_again(pauses, error):
-    with pytest.raises(type(error)):
-        store.retried(failing(error))
-    assert pauses == []
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError(2, "no"), RuntimeError("a bug"), ValueError("a bug")], ids=repr)
-def test_other_errors_pass(tmp_path, error):
-    with pytest.raises(type(error)) as caught, store.disk_errors(tmp_path):
-        raise error
-    assert caught.value is error
 
 
 TOO_MANY_FILES = """

@@ -21,7 +21,8 @@ from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.readback import only_values
 from pipeline.report import summarise
 from pipeline.runs import run
-from pipeline.store import ShardedArray, Table
+from pipeline.store import ShardedArray
+from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_lock
 from pipeline.verify import Verified, slice_bytes, verify, verify_threads
 from pipeline.volume import Volume

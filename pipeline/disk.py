@@ -1,0 +1,79 @@
+"""The disk under a store: what the system refuses, in a user's words, and patience with one that is far away."""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.errors import StorageError, UnavailableError
+
+Result = TypeVar("Result")
+
+RETRY_AFTER_S = (0.1, 0.5, 2.0)  # a server that fails over is back after seconds; one that is not is a fault
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say in a user's words what the operating system refused."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise_refusal(path, error)
+        if _errno(error) is not None and not isinstance(error, FileNotFoundError):
+            raise StorageError(
+                f"{path}: cannot be written ({error}); mend the file system, then run the same command again"
+            ) from error
+        raise
+
+
+def retried(call: Callable[[], Result]) -> Result:
+    """Return what a call returns; where a network store has not answered for a moment, make it again after a while."""
+    for pause_s in RETRY_AFTER_S:
+        try:
+            return call()
+        except Exception as error:
+            if _errno(error) not in _TRANSIENT:
+                raise
+        time.sleep(pause_s)
+    return call()
+
+
+def raise_refusal(path: Path, error: Exception) -> None:
+    """Raise what the operating system refused in a user's words, if that is what went wrong."""
+    number = _errno(error)
+    if number in _REASONS:
+        raise StorageError(f"{path}: {_REASONS[number]}") from error
+    if number in _TRANSIENT:
+        raise UnavailableError(
+            f"{path}: the storage does not answer ({error}), also when asked {len(RETRY_AFTER_S)} times more; run "
+            "again when it does"
+        ) from error
+
+
+def _errno(error: BaseException) -> int | None:
+    """Number of an error of the operating system: `zarrs` hands on the text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None
+
+
+_TRANSIENT = {
+    errno.EAGAIN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
+_REASONS = {
+    errno.ENOSPC: "the disk is full; make room, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up; make room, then run the same command again",
+    errno.EFBIG: "the file would be larger than the system allows; raise the limit (`ulimit -f unlimited`)",
+    errno.EROFS: "the file system is read-only; write to another place, or mount it for writing",
+    errno.EACCES: "permission denied; check the owner and mode of the folder",
+    errno.EPERM: "permission denied; check the owner and mode of the folder",
+    errno.EMFILE: "too many open files; raise the limit (`ulimit -n 4096`) or use fewer threads",
+    errno.ENFILE: "too many open files on this machine; close some programs or use fewer threads",
+}
