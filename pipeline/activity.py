@@ -85,10 +85,9 @@ def activity(tables: RunTables, now: datetime | None = None) -> Activity:
         With a time zone.
     """
     # The heartbeat first: an attempt that starts in between is then one that was not heard yet.
-    beat, attempts = tables.heartbeat() or {}, tables.attempts()
-    if not attempts:
+    beat, attempt, now = tables.heartbeat() or {}, tables.latest_attempt(), now or datetime.now(UTC)
+    if attempt is None:
         return Activity(tables.name, tables.recipe)
-    attempt, now = attempts[-1], now or datetime.now(UTC)
     if beat.get("attempt") != attempt.get("number"):
         beat = {}  # of an earlier one
     state = attempt_state(attempt, beat, now)

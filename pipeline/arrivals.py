@@ -99,30 +99,32 @@ class Arrivals:
 
     Attributes
     ----------
-    images, truths : dict of int to Page
+    images, truths : mapping of int to Page
     mapping : Mapping or None
         What the values of the truths mean.
     images_vanished, truths_vanished : mapping of int to str
         Slices whose file is gone, and its name.
-    waiting : list of Note
+    waiting : tuple of Note
         Files that the next round looks at again.
-    set_aside : list of Note
+    set_aside : tuple of Note
         Files that somebody must look at.
     """
 
-    images: dict[int, Page]
-    truths: dict[int, Page]
+    images: Mapping[int, Page]
+    truths: Mapping[int, Page]
     mapping: LabelMapping | None
     images_vanished: Mapping[int, str]
     truths_vanished: Mapping[int, str]
-    waiting: list[Note]
-    set_aside: list[Note]
+    waiting: tuple[Note, ...]
+    set_aside: tuple[Note, ...]
 
 
 def gather(
     config: RunConfig, options: SyncOptions, held: Held, observer: Observer, pause: Callable[[float], object]
 ) -> Arrivals:
     """Find what is to be written; nothing is written yet.
+
+    Young files are waited for, so that they may settle.
 
     Raises
     ------
@@ -133,42 +135,60 @@ def gather(
     LabelValueError
         If the values of the first truths have no meaning.
     """
-    return _Gathering(config, options, held, observer, pause).arrivals()
+    return _Gathering(config, options, held, _look(options, held, pause), observer).arrivals()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Files that the volume does not hold as they are, by their names and times; none has been opened.
+
+    Attributes
+    ----------
+    images, truths : Changes
+    last : int
+        Slice that files without a number come after.
+    unsettled : mapping of SourceFile to str
+        Files that may still be written to, and what shows it.
+    """
+
+    images: Changes
+    truths: Changes
+    last: int
+    unsettled: Mapping[SourceFile, str]
+
+
+def _look(options: SyncOptions, held: Held, pause: Callable[[float], object]) -> _Found:
+    """List the source folders, and wait until it is seen which of the young files are still written to."""
+    unfinished = held.unfinished() if options.images.number is None else {}
+    images = find_images(list_source(options.images, "sync.images"), held.images, held.path, unfinished)
+    truths = Changes({})
+    if options.truth is not None:
+        names = {z: name for z, (name, _) in held.images.items()}
+        truths = find_truths(list_source(options.truth, "sync.truth"), held.truths, names, held.path)
+    unsettled = find_unsettled([*images.files, *truths.files], options.settle, pause)
+    return _Found(images, truths, max([*held.images, *unfinished], default=-1), unsettled)
+
+
+def _label_options(config: RunConfig, options: SyncOptions) -> LabelOptions | None:
+    """How the values of the truth are read, where its files are watched."""
+    if options.truth is None:
+        return None
+    return LabelOptions(str(config.truth), None, options.truth.vessel_above, options.truth.unlabelled, WORDING)
 
 
 class _Gathering:
-    """One look at the source folders: what is found on the way, and what is left out."""
+    """Opens the files that were found, and keeps notes of those that are left out."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        options: SyncOptions,
-        held: Held,
-        observer: Observer,
-        pause: Callable[[float], object],
-    ) -> None:
-        self._options, self._held, self._observer = options, held, observer
-        self._threads = sync_threads(config)
-        names = {z: name for z, (name, _) in held.images.items()}
-        unfinished = held.unfinished() if options.images.number is None else {}
-        self._last = max([*held.images, *unfinished], default=-1)
-        self._images = find_images(list_source(options.images, "sync.images"), held.images, held.path, unfinished)
-        self._truths, self._label = Changes({}), None
-        if options.truth is not None:
-            listing = list_source(options.truth, "sync.truth")
-            self._truths = find_truths(listing, held.truths, names, held.path)
-            self._label = LabelOptions(
-                str(config.truth), None, options.truth.vessel_above, options.truth.unlabelled, WORDING
-            )
-        files = [*self._images.files, *self._truths.files]
-        self._unsettled = find_unsettled(files, options.settle, pause)
-        self._waiting = [Note(file.name, reason) for file, reason in self._unsettled.items()]
-        self._set_aside = [*self._images.set_aside, *self._truths.set_aside]
+    def __init__(self, config: RunConfig, options: SyncOptions, held: Held, found: _Found, observer: Observer) -> None:
+        self._options, self._held, self._found, self._observer = options, held, found, observer
+        self._threads, self._label = sync_threads(config), _label_options(config, options)
+        self._waiting = [Note(file.name, reason) for file, reason in found.unsettled.items()]
+        self._set_aside = [*found.images.set_aside, *found.truths.set_aside]
 
     def arrivals(self) -> Arrivals:
         """Read headers, check sizes, decode, place."""
-        images = self._read_headers(self._images, self._options.images.channel)
-        truths = self._read_headers(self._truths, self._options.truth.channel if self._options.truth else None)
+        images = self._read_headers(self._found.images, self._options.images.channel)
+        truths = self._read_headers(self._found.truths, self._options.truth.channel if self._options.truth else None)
         self._check_sizes([*images.values()], [*truths.values()])
         readable = self._decode(_check_readable, images, "checking")
         placed = self._place_images({file: images[file] for file in readable})
@@ -177,12 +197,12 @@ class _Gathering:
         mapping, accepted = self._decide_mapping({z: (file, values[file]) for z, file in traced.items()})
         return Arrivals(
             images=placed, truths={z: truths[traced[z]] for z in accepted}, mapping=mapping,
-            images_vanished=self._images.vanished, truths_vanished=self._truths.vanished,
-            waiting=self._waiting, set_aside=self._set_aside,
+            images_vanished=self._found.images.vanished, truths_vanished=self._found.truths.vanished,
+            waiting=tuple(self._waiting), set_aside=tuple(self._set_aside),
         )  # fmt: skip
 
     def _read_headers(self, changes: Changes, channel: str | int | None) -> dict[SourceFile, Page]:
-        settled = {file: file.path for file in changes.files if file not in self._unsettled}
+        settled = {file: file.path for file in changes.files if file not in self._found.unsettled}
         if not settled:
             return {}
         return self._read_each(partial(find_page, channel=channel), settled, ThreadRunner(self._threads))
@@ -228,13 +248,13 @@ class _Gathering:
 
     def _place_images(self, pages: Mapping[SourceFile, Page]) -> dict[int, Page]:
         """Slices of the image files that can be read; those without a number follow the last slice."""
-        placed = {z: pages[file] for z, file in self._images.numbered.items() if file in pages}
-        z = self._last
+        placed = {z: pages[file] for z, file in self._found.images.numbered.items() if file in pages}
+        z = self._found.last
         late: SourceFile | None = None
-        for file in self._images.unnumbered:
-            if late is not None and file not in self._unsettled:
+        for file in self._found.images.unnumbered:
+            if late is not None and file not in self._found.unsettled:
                 self._waiting.append(Note(file.name, f"comes after {late.name}, which is still being written"))
-            elif file in self._unsettled:
+            elif file in self._found.unsettled:
                 late = file
             elif file in pages:
                 z += 1
@@ -245,8 +265,8 @@ class _Gathering:
         """Slices of the truth files that can be read, and whose image is there or about to be."""
         readable = set(files)
         names = {z: name for z, (name, _) in self._held.images.items()} | {z: page.name for z, page in images.items()}
-        placed = {z: file for z, file in self._truths.numbered.items() if file in readable}
-        unnumbered = [file for file in self._truths.unnumbered if file in readable]
+        placed = {z: file for z, file in self._found.truths.numbered.items() if file in readable}
+        unnumbered = [file for file in self._found.truths.unnumbered if file in readable]
         matched, unmatched, odd = match_images(unnumbered, names, "sync.truth")
         self._set_aside += odd
         self._waiting += [Note(file.name, "waits for an image of its name") for file in unmatched]
@@ -277,7 +297,7 @@ class _Gathering:
 def _read_ledger(ledger: Ledger) -> Recorded:
     """Slices that a ledger records."""
     mtimes = ledger.mtimes_ns()
-    return {z: (ledger.source(z) or "", int(mtimes[z])) for z in map(int, np.flatnonzero(ledger.present()))}
+    return {z: (ledger.source(z), int(mtimes[z])) for z in map(int, np.flatnonzero(ledger.present()))}
 
 
 def sync_threads(config: RunConfig) -> int:

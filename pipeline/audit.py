@@ -1,183 +1,35 @@
-"""One slice as it was recorded, by its ledger or by its run, and what differs from that now.
-
-No lock is taken to look: a difference counts if what vouches for the voxels, digests or keys, still is what it was
-before they were read.
-"""
+"""One slice of a run as it was recorded, and what differs from that now: tables, mask, and counts made again."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
-from pipeline.errors import NotAVolumeError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL, counts_above, joint_histogram
 from pipeline.keys import counts_keys
-from pipeline.pyramid import Pyramid
-from pipeline.readback import Array, Finding, Flags, Kind, Readback
+from pipeline.readback import Array, Checked, Finding, Flags, Kind, Part, Readback, RecordSlice, decoding, slice_box
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
-from pipeline.table import Table
-from pipeline.tables import RunTables, Status, run_lock
-from pipeline.volume import RECORD_WAY_OUT, Ledger, Volume
+from pipeline.tables import RunTables, Status
+from pipeline.volume import Volume
 
 MASK_VALUES = (0, 255, 255)
 TRUTH_VALUES = (TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL)
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """How much was read. ``Checked()`` is the identity of ``+``.
-
-    Attributes
-    ----------
-    slices : int
-        Slices of the image that exist.
-    shards : int
-        Shards of level 0 of image, truths and masks that were compared with their digests.
-    tiles : int
-        Tiles whose counts were made again, of each run against each truth.
-    bytes : int
-        Decoded voxels that were read, levels included.
-    """
-
-    slices: int = 0
-    shards: int = 0
-    tiles: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: Checked) -> Checked:
-        return Checked(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Checked)))
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A finding, with what vouched for its voxels before they were read."""
-
-    finding: Finding
-    source: Record | Run
-    witness: bytes
-
-
-class Part(ABC):
-    """One slice of something, as it was recorded before its voxels were read."""
-
-    source: Record | Run
-    voxels: Readback
-    findings: list[Finding]
-
-    @abstractmethod
-    def witness(self, region: Box) -> bytes:
-        """Bytes that any writing to a region changes."""
-
-    @abstractmethod
-    def again(self) -> Part:
-        """The same as it is recorded now."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Compare what needs all strips."""
-
-    @abstractmethod
-    def checked(self) -> Checked:
-        """How much was read."""
-
-    def differences(self) -> list[Difference]:
-        """What was found, but for what has been written since."""
-        self.finish()
-        findings = [*self.findings, *self.voxels.findings]
-        if not findings:
-            return []
-        now = self.again()
-        seen = [Difference(finding, self.source, self.witness(finding.region)) for finding in findings]
-        return [difference for difference in seen if now.witness(difference.finding.region) == difference.witness]
-
-
-class Record:
-    """The image or a truth, and its ledger."""
-
-    def __init__(
-        self,
-        volume: Volume,
-        folder: str,
-        pyramid: Pyramid,
-        ledger: Ledger,
-        values: tuple[int, int, int] | None = None,
-    ) -> None:
-        self.shape, self.folder, self.ledger = volume.shape, folder, ledger
-        self.tables = {name: Table(volume.path / folder / name) for name in ("digest", "shard_digest", "mtime")}
-        self.kind = Kind(pyramid, pyramid.path.relative_to(volume.path), values)
-
-
-class RecordSlice(Part):
-    """One slice of the image or of a truth."""
-
-    def __init__(self, record: Record, z: int) -> None:
-        self.source: Record = record
-        self.findings = []
-        self._z = z
-        row = (slice(z, z + 1),)
-        surveys = {name: table.survey(row) for name, table in record.tables.items()}
-        stored = {name: bool(table.stored(row).all()) for name, table in record.tables.items()}
-        digest, digests = int(surveys["digest"][0][0]), surveys["shard_digest"][0][0]
-        self._witness: bytes = digest.to_bytes(8, "little") + digests.tobytes()
-        # The digest is the first thing that is written of a slice, and the last.
-        self.exists = digest != ABSENT or bool(surveys["digest"][1]) or (any(stored.values()) > stored["digest"])
-        wrong = {name: _decoding(reasons) for name, (_, reasons) in surveys.items() if reasons}
-        if self.exists:
-            wrong |= {name: "is missing" for name, there in stored.items() if not there}
-            if not wrong.keys() & {"digest", "shard_digest"} and digest != digest_bytes(digests.tobytes()):
-                wrong["digest"] = "is not that of the slice's shards"
-            self._check_file()
-        for name, reason in wrong.items():
-            self._tell(name, f"c/{z}/0/0" if name == "shard_digest" else f"c/{z}", reason)
-        self.known = not wrong.keys() & {"digest", "shard_digest"}
-        self.digests = digests if self.known and digest != ABSENT else np.zeros_like(digests)
-        self.voxels = Readback(record.kind, z, self.digests)
-
-    def witness(self, region: Box) -> bytes:  # noqa: ARG002  (a slice is recorded as a whole)
-        """Digests of the slice and of its shards."""
-        return self._witness
-
-    def again(self) -> RecordSlice:
-        """The slice as it is recorded now."""
-        return RecordSlice(self.source, self._z)
-
-    def finish(self) -> None:
-        """Compare the levels."""
-        self.voxels.compare_levels()
-
-    def checked(self) -> Checked:
-        """Shards, and bytes read."""
-        return Checked(shards=self.voxels.shards, bytes=self.voxels.bytes)
-
-    def _check_file(self) -> None:
-        """Find a document of the slice's file that is lost or damaged."""
-        try:
-            reason = None if self.source.ledger.source(self._z) is not None else "is missing"
-        except NotAVolumeError:
-            reason = "cannot be decoded"
-        if reason:
-            self._tell(f"files/{self._z:06d}", "zarr.json", reason)
-
-    def _tell(self, name: str, shard: str, reason: str) -> None:
-        region = _slice_box(self._z, self.source.shape)
-        self.findings.append(Finding(f"{self.source.folder}/{name}", shard, region, f"{reason}; {RECORD_WAY_OUT}"))
 
 
 class Run:
     """A run: its mask, and its tables in the order in which they are read: first those that vouch for the others."""
 
     def __init__(self, volume: Volume, name: str) -> None:
-        self.volume, self.name = volume, name
+        self.volume, self.name, self.folder = volume, name, f"tiles/{name}"
         self.tables = tables = RunTables(volume, name)
+        self.pyramid_key = tables.pyramid_key
         self.kind = Kind(volume.label(name), Path("labels") / name, MASK_VALUES, name)
         self.level = Recipe.model_validate(tables.recipe).threshold.level
         # Of 16 bits, tables of 256 bins tell no level.
@@ -201,53 +53,30 @@ class Run:
         """What the cells of a table stand for."""
         return self.tables.grids.shards if name == "shard_digest" else self.tables.grids.tiles
 
-    def take_back(self, differences: Sequence[Difference]) -> tuple[list[Difference], int]:
-        """Call the blocks that differ failed; return what was written since it was read, and the number of blocks.
-
-        Raises
-        ------
-        LockedError
-            If the run is being worked on.
-        StorageError
-            If the volume cannot be written to.
-        """
-        written, reasons = [], defaultdict(list)
-        with run_lock(self.volume, self.name):
-            now: dict[int, RunSlice] = {}
-            for difference in differences:
-                finding = difference.finding
-                z = finding.region.start[0]
-                now[z] = now.get(z) or RunSlice(self, z)
-                if now[z].witness(finding.region) != difference.witness:
-                    written.append(difference)
-                elif finding.run is not None:
-                    for block in self.tables.grids.blocks.cover(finding.region):
-                        reasons[block].append(f"{finding.place} {finding.reason}")
-            for block, why in reasons.items():
-                # The levels are made again too, where not by the block then by who finds that this key is not theirs.
-                self.tables.pyramid_key.write((slice(block[0], block[0] + 1),), ABSENT)
-                now[block[0]].empty_damaged(block)
-                self.tables.disown(block, "; ".join(why))
-        return written, len(reasons)
+    def cells(self, name: str, block: Triple) -> tuple[slice, slice, slice]:
+        """Cells of a block in a table."""
+        return self.grid(name).cover(self.tables.grids.blocks.box(block)).slices
 
 
 class RunSlice(Part):
     """One slice of a run."""
 
     def __init__(self, run: Run, z: int) -> None:
-        self.source: Run = run
-        self.findings = []
+        self.source = run
+        self.folder, self.findings = run.folder, []
         self._z, self._grids = z, run.tables.grids
-        self._region = _slice_box(z, run.volume.shape)
+        self._region = slice_box(z, run.volume.shape)
         self._blocks = self._grids.blocks.cover(self._region)
         surveys = {name: table.survey((slice(z, z + 1),)) for name, table in run.arrays.items()}
         self._values: dict[str, Array] = {name: values[0] for name, (values, _) in surveys.items()}
         self._damaged = [name for name, (_, reasons) in surveys.items() if reasons]
 
-    def witness(self, region: Box) -> bytes:
-        """Status, keys and digests of the blocks that a region touches."""
+    def witness(self, region: Box) -> int:
+        """Digest of status, keys and digests of the blocks that a region touches."""
         blocks = self._grids.blocks.cover(region)
-        return b"".join([self._of(name, block).tobytes() for block in blocks for name in self.source.keys])
+        return digest_bytes(
+            b"".join([self._of(name, block).tobytes() for block in blocks for name in self.source.keys])
+        )
 
     def again(self) -> RunSlice:
         """The slice as it is recorded now."""
@@ -270,7 +99,7 @@ class RunSlice(Part):
         """Read a row of shards of the mask, and count its tiles."""
         mask = self.voxels.read(strip, "mask")
         for comparison in self._comparisons:
-            truth = traced[comparison.name]
+            truth = traced.get(comparison.name)
             if mask is not None and truth is not None:
                 self._count(comparison, strip, mask, truth)
 
@@ -286,12 +115,6 @@ class RunSlice(Part):
         """Shards, tiles that were counted, and bytes read."""
         tiles = sum(int(comparison.made.sum()) for comparison in self._comparisons)
         return Checked(shards=self.voxels.shards, tiles=tiles, bytes=self.voxels.bytes)
-
-    def empty_damaged(self, block: Triple) -> None:
-        """Write what could be read of the damaged tables of a block: else whoever reads all of a slice fails too."""
-        for name in self._damaged:
-            cells = slice(self._z, self._z + 1), *self._cells(name, block)
-            self.source.arrays[name].write(cells, self._of(name, block)[None])
 
     def _judge(self, block: Triple) -> None:
         """Find what is damaged, missing or impossible in the tables of a block."""
@@ -330,9 +153,9 @@ class RunSlice(Part):
         wrong = {name: "is missing" for name in self.source.arrays if name in written and not stored[name]}
         for name in self._damaged:
             table = self.source.arrays[name]
-            _, reasons = table.survey((slice(self._z, self._z + 1), *self._cells(name, block)))
+            _, reasons = table.survey(self.source.cells(name, block))
             if reasons:
-                wrong[name] = _decoding(reasons)
+                wrong[name] = decoding(reasons)
         return wrong
 
     def _known_digests(self, block: Triple) -> Array:
@@ -349,10 +172,10 @@ class RunSlice(Part):
 
     def _judge_levels(self) -> bool:
         """Whether the levels of the mask are recorded as those of level 0."""
-        recorded, reasons = self.source.tables.pyramid_key.survey((slice(self._z, self._z + 1),))
+        recorded, reasons = self.source.pyramid_key.survey((slice(self._z, self._z + 1),))
         digests = self._values["shard_digest"]
         if reasons:
-            self._tell_levels(_decoding(reasons))
+            self._tell_levels(decoding(reasons))
         elif recorded[0] == digest_bytes(digests.tobytes()):
             return True
         # The block of a whole slice has recorded its levels before it is done; those of many blocks follow these.
@@ -361,7 +184,7 @@ class RunSlice(Part):
         return False
 
     def _tell_levels(self, reason: str) -> None:
-        folder = f"tiles/{self.source.name}/pyramid_key"
+        folder = f"{self.folder}/pyramid_key"
         self.findings.append(Finding(folder, f"c/{self._z}", self._region, reason, self.source.name))
 
     def _comparison(self, name: str, truth: RecordSlice) -> _Comparison:
@@ -435,19 +258,18 @@ class RunSlice(Part):
     def _tell(self, name: str, block: Triple, region: Box, reason: str) -> None:
         table = self.source.arrays[name]
         chunk = "/".join(map(str, (*block, *[0] * (len(table.shape) - 3))))
-        folder = f"tiles/{self.source.name}/{name}"
+        folder = f"{self.folder}/{name}"
         self.findings.append(Finding(folder, f"c/{chunk}", region, reason, self.source.name))
 
     def _cells(self, name: str, block: Triple) -> tuple[slice, slice]:
         """Cells of a block in a slice of a table."""
-        return self.source.grid(name).cover(self._grids.blocks.box(block)).slices[1:]
+        return self.source.cells(name, block)[1:]
 
     def _of(self, name: str, block: Triple) -> Array:
         return self._values[name][self._cells(name, block)]
 
     def _stored(self, name: str, block: Triple) -> bool:
-        cells = slice(self._z, self._z + 1), *self._cells(name, block)
-        return bool(self.source.arrays[name].stored(cells).all())
+        return bool(self.source.arrays[name].stored(self.source.cells(name, block)).all())
 
 
 @dataclass(slots=True)
@@ -467,12 +289,3 @@ class _Comparison:
     wanted: Flags
     made: Flags
     counts: NDArray[np.int64]
-
-
-def _decoding(reasons: Sequence[str]) -> str:
-    """Why the one chunk that was asked for cannot be decoded, without its name."""
-    return "".join(reasons[0].partition("cannot be decoded")[1:]) or reasons[0]
-
-
-def _slice_box(z: int, shape: Triple) -> Box:
-    return Box((z, 0, 0), (z + 1, *shape[1:]))

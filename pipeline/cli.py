@@ -58,6 +58,18 @@ Set = Annotated[
 ]
 
 
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Hold what every command understands."""
+    if version:
+        from importlib.metadata import version as package_version
+
+        print(f"kesm {package_version('kesm-pipeline')}")
+        raise typer.Exit
+
+
 class Terminated(BaseException):
     """SIGTERM was received."""
 
@@ -452,7 +464,7 @@ def stopped(plan: Plan) -> str:
     try:
         tiles = summarise(Volume(plan.volume), plan.name, plan.truth, plan.region).tiles
     except PipelineError:
-        return "stopped before anything was written"
+        return "stopped before any block was done; give the same command to go on"
     return f"stopped: {tiles.done:,} of {tiles.total:,} tiles are done and kept; give the same command to go on"
 
 

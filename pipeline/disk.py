@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         raise_refusal(path, error)
-        if _errno(error) is not None and not isinstance(error, FileNotFoundError):
+        if error_number(error) is not None and not isinstance(error, FileNotFoundError):
             raise StorageError(
                 f"{path}: cannot be written ({error}); mend the file system, then run the same command again"
             ) from error
@@ -37,15 +38,34 @@ def retried(call: Callable[[], Result]) -> Result:
         try:
             return call()
         except Exception as error:
-            if _errno(error) not in _TRANSIENT:
+            if error_number(error) not in _TRANSIENT:
                 raise
         time.sleep(pause_s)
     return call()
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is there; unlike `Path.is_file`, not whether the storage happens to answer."""
+    try:
+        retried(path.stat)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def rename(built: Path, path: Path) -> None:
+    """Move a file over another one; a network store that has done so may not have said it, and is not asked again."""
+    identity = built.stat()
+    try:
+        retried(lambda: built.replace(path))
+    except FileNotFoundError:
+        if not (path.exists() and os.path.samestat(path.stat(), identity)):
+            raise
+
+
 def raise_refusal(path: Path, error: Exception) -> None:
     """Raise what the operating system refused in a user's words, if that is what went wrong."""
-    number = _errno(error)
+    number = error_number(error)
     if number in _REASONS:
         raise StorageError(f"{path}: {_REASONS[number]}") from error
     if number in _TRANSIENT:
@@ -55,7 +75,7 @@ def raise_refusal(path: Path, error: Exception) -> None:
         ) from error
 
 
-def _errno(error: BaseException) -> int | None:
+def error_number(error: BaseException) -> int | None:
     """Number of an error of the operating system: `zarrs` hands on the text only."""
     if isinstance(error, OSError):
         return error.errno

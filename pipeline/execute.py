@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluster
 from pipeline.confusion import Scores, mean_scores, score_parts
-from pipeline.errors import SchedulerError
+from pipeline.errors import DamageError, SchedulerError
 from pipeline.geometry import Triple
 from pipeline.keys import unfinished
 from pipeline.plan import Plan, available_cpus
@@ -36,6 +36,7 @@ from pipeline.tables import RunTables
 from pipeline.volume import Volume
 
 Client: TypeAlias = distributed.Client
+Sums: TypeAlias = NDArray[np.int64]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -107,8 +108,10 @@ class Outcome:
     macro: tuple[Scores, int] | None
 
 
-def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: Observer) -> Outcome:
+def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: Observer, again: bool = True) -> Outcome:
     """Run the blocks of a plan that are not done, and sum what they return with what the others have recorded.
+
+    Masks that cannot be read back for their levels are made ``again``, once.
 
     Raises
     ------
@@ -117,26 +120,52 @@ def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: O
     SchedulerError
         If the scheduler or its workers are lost.
     """
-    volume = Volume(plan.volume)
     observer(JobsStarted(plan.blocks.size))
+    slices, totals, scores, settled = _look(plan, tables)
+    if settled.count:
+        observer(settled)
+    if slices:
+        with engine.listen(observer) as notify:
+            sums = engine.compute(*build_graph(plan, job, notify, engine.codec_threads, slices))
+        totals, scores = totals + sums[0], scores + sums[1]
+    lost = engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in _stale(plan, tables)])
+    if any(lost):  # a mask that was done is damaged, and its blocks are disowned: they are made again, now
+        if not again:
+            raise DamageError("; ".join(filter(None, lost)))
+        return execute(plan, job, tables, engine, observer, again=False)
+    return Outcome(totals, mean_scores(scores))
+
+
+def finished(plan: Plan, tables: RunTables, observer: Observer) -> Outcome | None:
+    """Outcome of a plan of which nothing is left to do, from the tables; None if there is."""
+    if _stale(plan, tables):
+        return None
+    slices, totals, scores, settled = _look(plan, tables)
+    if slices:
+        return None
+    observer(JobsStarted(plan.blocks.size))
+    observer(settled)
+    return Outcome(totals, mean_scores(scores))
+
+
+def _look(plan: Plan, tables: RunTables) -> tuple[list[int], Sums, Sums, BlocksSettled]:
+    """Slices that have something to do, and totals and summed scores of the others."""
+    volume = Volume(plan.volume)
     worked = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
     slices = unfinished(volume, tables, plan.truth, worked)
     record = recorded(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region), slices)
     totals, scores = record.sum(axis=(0, 1, 2)), score_parts(record[..., : Column.VOXELS]).sum(axis=(0, 1, 2))
-    if settled := worked.shape[0] - len(slices):
-        a_slice = plan.blocks.shape[1] * plan.blocks.shape[2]
-        reused = int(record[..., Column.REUSED].any(axis=(1, 2)).sum())
-        observer(BlocksSettled(settled * a_slice, reused * a_slice, _counts(totals)))
-    if slices:
-        with engine.listen(observer) as notify:
-            graph = build_graph(plan, job, notify, engine.codec_threads, slices)
-            totals, scores = (
-                mine + theirs for mine, theirs in zip((totals, scores), engine.compute(*graph), strict=True)
-            )
-    if plan.block[1:] != plan.grids.tiles.shape[1:]:  # else the task of a slice has written its pyramid
-        stale = stale_pyramids(tables, range(plan.region.start[0], plan.region.stop[0]))
-        engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in stale])
-    return Outcome(totals, mean_scores(scores))
+    a_slice = plan.blocks.shape[1] * plan.blocks.shape[2]
+    reused = int(record[..., Column.REUSED].any(axis=(1, 2)).sum())
+    settled = BlocksSettled((worked.shape[0] - len(slices)) * a_slice, reused * a_slice, _counts(totals))
+    return slices, totals, scores, settled
+
+
+def _stale(plan: Plan, tables: RunTables) -> list[int]:
+    """Slices whose levels do not show their mask: blocks that are whole slices have written them."""
+    if plan.block[1:] == plan.grids.tiles.shape[1:]:
+        return []
+    return stale_pyramids(tables, range(plan.region.start[0], plan.region.stop[0]))
 
 
 def build_graph(
@@ -184,8 +213,8 @@ class Engine:
             result: tuple[Any, ...] = dask.compute(*collections, scheduler="threads", pool=pool)
         finally:
             # Blocks in work are finished and recorded, also after Ctrl-C; those that have not begun never do. A second
-            # Ctrl-C must not let the lock go while they write.
-            with _interrupts_ignored():
+            # signal must not let the lock go while they write.
+            with _ignored(signal.SIGINT, signal.SIGTERM):
                 pool.shutdown(wait=True, cancel_futures=True)
         return result
 
@@ -373,7 +402,7 @@ def _local_client(cluster: LocalCluster) -> Iterator[Client]:
     workers = cluster.workers or max(1, available_cpus() // cluster.threads)
     # Forked processes deadlock in zarr and zarrs (iohub issue 416).
     with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
-        with _interrupts_ignored():
+        with _ignored(signal.SIGINT):  # which a terminal sends to all: this process ends the others
             local = distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=cluster.threads,
@@ -386,16 +415,17 @@ def _local_client(cluster: LocalCluster) -> Iterator[Client]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let processes that are started here ignore Ctrl-C, which a terminal sends to all: this one ends them."""
+def _ignored(*signals: signal.Signals) -> Iterator[None]:
+    """Ignore signals for a while, and let processes that are started here do so for ever."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @contextmanager

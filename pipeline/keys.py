@@ -138,12 +138,12 @@ def unfinished(volume: Volume, tables: RunTables, truth: str | None, tiles: Box)
     states = zip(present.tolist(), valid, untouched, strict=True)
     for z, (exists, right, empty) in enumerate(states, tiles.start[0]):
         box = Box((z, *window.start[1:]), (z + 1, *window.stop[1:]))
-        if not (right and _has_shards(mask, box, digests[z : z + 1]) if exists else empty):
+        if not (right and has_shards(mask, box, digests[z : z + 1]) if exists else empty):
             again.append(z)
     return again
 
 
-def _has_shards(mask: ShardedArray, box: Box, digests: NDArray[np.uint64]) -> bool:
+def has_shards(mask: ShardedArray, box: Box, digests: NDArray[np.uint64]) -> bool:
     """Whether the shards of a mask in a box of one slice are recorded and there."""
     cells = mask.shards.cover(box).relative_to((box.start[0], 0, 0))
     return bool((digests[cells.slices] != ABSENT).all()) and mask.lost_shard(box, digests) is None

@@ -11,12 +11,12 @@ import numpy as np
 import psutil
 
 from pipeline.config import AddressCluster, LocalCluster, Recipe, RunConfig
-from pipeline.errors import ConfigError, ExistsError, MemoryLimitError
+from pipeline.errors import ConfigError, DamageError, ExistsError, MemoryLimitError, NotAVolumeError
 from pipeline.geometry import Box, Triple, ceil_div, check_nesting
 from pipeline.keys import valid_tiles
 from pipeline.median import is_fast
 from pipeline.store import CHUNK, SHARD
-from pipeline.tables import Grids, RunTables, run_names
+from pipeline.tables import Grids, RunTables, has_documents, run_names
 from pipeline.volume import Volume
 
 # Measured: resident memory of a process after its imports and with its compiled kernels (benchmarks/README.md).
@@ -222,22 +222,44 @@ def task_bytes(volume: Volume, recipe: Recipe, threads: int, block: Triple) -> i
 def _existing_block(volume: Volume, name: str, recipe: Recipe, replace: bool) -> Triple | None:
     """Block shape of the run of this name, whose recipe must be the same unless it is replaced."""
     if name not in run_names(volume):
-        if name in volume.labels():
-            raise ConfigError(f"name: {name!r} is a label of {volume.path} already; choose another --name")
+        check_free(volume, name)
+        return None
+    if replace and _differs(volume, name, recipe):
         return None
     tables = RunTables(volume, name)
     changed = _changes(tables.recipe, recipe.document())
-    if changed and not replace:
+    if changed:
         raise ExistsError(
             f"{volume.path}: run {name!r} was made with another recipe:\n"
             + "".join(f"  {key}: {before} -> {now}\n" for key, before, now in changed)
             + "keep it, and give this one a name of its own with --name; or throw it away with --replace"
         )
-    return None if changed else tables.block
+    return tables.block
+
+
+def check_free(volume: Volume, name: str) -> None:
+    """Refuse a name that belongs to a label; but a mask whose tables are lost is made again.
+
+    Raises
+    ------
+    ConfigError
+    """
+    label = volume.labels().get(name)
+    if label is not None and not (label.kind == "mask" and has_documents(volume, name)):
+        raise ConfigError(f"name: {name!r} is a label of {volume.path} already; choose another --name")
 
 
 def _differs(volume: Volume, name: str, recipe: Recipe) -> bool:
-    return name in run_names(volume) and RunTables(volume, name).recipe != recipe.document()
+    """Whether the run of this name, if there is one, is not of this recipe, or so damaged that it cannot be opened."""
+    if name not in run_names(volume):
+        return False
+    try:
+        tables = RunTables(volume, name)
+        opened = [tables.threshold, tables.status, tables.mask_key, tables.shard_digest, tables.pyramid_key]
+        opened += [table for truth in tables.truths() for table in tables.truth(truth).all]
+        return tables.recipe != recipe.document() or not (opened and volume.label(name).levels)
+    except (DamageError, NotAVolumeError):
+        return True
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

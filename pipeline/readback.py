@@ -1,10 +1,15 @@
-"""Voxels read back: the shards of one slice against their digests, and its levels against level 0."""
+"""One slice read back: shards against their digests, levels against level 0, and a record against itself.
+
+Nothing is written, and no lock is taken to look: a difference counts if what vouches for the voxels, digests or keys,
+still is what it was before they were read.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
-from pipeline.errors import DamageError, PipelineError
-from pipeline.geometry import Box, Triple
+from pipeline.disk import is_file
+from pipeline.errors import DamageError, NotAVolumeError, PipelineError, UnavailableError
+from pipeline.geometry import Box, Grid, Triple
 from pipeline.pyramid import Pyramid, reduced_levels
 from pipeline.scratch import scratch
-from pipeline.store import ABSENT, ALL_FILL, SHARD, ShardedArray
-from pipeline.volume import RECORD_WAY_OUT
+from pipeline.store import ABSENT, ALL_FILL, ShardedArray, digest_bytes
+from pipeline.table import Table
+from pipeline.volume import RECORD_WAY_OUT, Ledger, Volume
 
 Array = NDArray[Any]
 Flags = NDArray[np.bool_]
+
+SILENT_SHARDS = 2  # that do not answer are bad sectors; more are a store that is away, and each costs seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,7 @@ class Readback:
         self.right: Flags = np.zeros(digests.shape, np.bool_)
         self.shards = int((digests != ABSENT).sum())
         self.bytes = 0
+        self._silent = 0
         self._kind, self._z, self._digests = kind, z, digests
         one = kind.pyramid.levels[1:2] if self.shards else []
         self._first = [scratch.array(f"level 1 of {kind.folder}", level.shape[1:], level.dtype) for level in one]
@@ -116,6 +126,11 @@ class Readback:
         strip : Box
         buffer : str
             Name of the memory that is used again, valid until the next call with this name.
+
+        Raises
+        ------
+        UnavailableError
+            If more than ``SILENT_SHARDS`` shards of the slice have not answered.
         """
         array = self._kind.pyramid.full
         cells = array.shards.cover(strip)
@@ -130,7 +145,7 @@ class Readback:
             if shard in unread:
                 self._tell(0, shard, unread[shard])
             elif digest != recorded:
-                self._tell(0, shard, _change(recorded, array.shard_file(shard).is_file()))
+                self._tell(0, shard, _change(recorded, is_file(array.shard_file(shard))))
             else:
                 self.right[shard[1:]] = True
         self._check_values(strip, values)
@@ -160,14 +175,14 @@ class Readback:
 
     def _compare_level(self, level: int, plane: Array) -> None:
         array = self._kind.pyramid.levels[level]
-        for strip in strips(self._z, *plane.shape):
+        for strip in strips(self._z, array.shards):
             values, unread = self._read(array, strip, "stored level")
             for shard in array.shards.cover(strip):
                 part = array.shards.box(shard)
                 if shard in unread:
                     self._tell(level, shard, unread[shard])
                 elif not np.array_equal(values[part.relative_to(strip.start).slices][0], plane[part.slices[1:]]):
-                    there = array.shard_file(shard).is_file()
+                    there = is_file(array.shard_file(shard))
                     self._tell(level, shard, "does not show the voxels of level 0" if there else "is missing")
 
     def _read(self, array: ShardedArray, strip: Box, buffer: str) -> tuple[Array, dict[Triple, PipelineError]]:
@@ -184,6 +199,9 @@ class Readback:
                     values[part.relative_to(strip.start).slices] = array.read(part)
                 except PipelineError as error:
                     unread[shard] = error
+                    self._silent += isinstance(error, UnavailableError)
+                    if self._silent > SILENT_SHARDS:
+                        raise
         return values, unread
 
     def _tell(self, level: int, shard: Triple, reason: str | PipelineError) -> None:
@@ -191,18 +209,19 @@ class Readback:
         array = pyramid.levels[level]
         (z, top, left), (end, bottom, right) = array.shards.box(shard).start, array.shards.box(shard).stop
         shown = Box((z, top << level, left << level), (end, bottom << level, right << level))
+        way_out = "" if run else f"; {RECORD_WAY_OUT}"
         if isinstance(reason, DamageError):
-            text = f"cannot be decoded ({reason.__cause__})"
+            text = f"cannot be decoded ({reason.__cause__}){way_out}"
         elif isinstance(reason, PipelineError):  # it may be whole: its storage refuses it, or does not answer
             text, run = str(reason), None
         else:
-            text = reason
+            text = f"{reason}{way_out}"
         self.findings.append(
             Finding(
                 array=str(self._kind.folder / str(level)),
                 shard=str(array.shard_file(shard).relative_to(array.path)),
                 region=shown & Box.whole(pyramid.full.shape),
-                reason=text if self._kind.run else f"{text}; {RECORD_WAY_OUT}",
+                reason=text,
                 run=run,
             )
         )
@@ -215,10 +234,158 @@ def _change(recorded: int, stored: bool) -> str:
     return "has other voxels than were recorded" if stored else "is missing"
 
 
-def strips(z: int, height: int, width: int) -> Iterator[Box]:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How much was read. ``Checked()`` is the identity of ``+``.
+
+    Attributes
+    ----------
+    slices : int
+        Slices of the image that exist.
+    shards : int
+        Shards of level 0 of image, truths and masks that were compared with their digests.
+    tiles : int
+        Tiles whose counts were made again, of each run against each truth.
+    bytes : int
+        Decoded voxels that were read, levels included.
+    """
+
+    slices: int = 0
+    shards: int = 0
+    tiles: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Checked) -> Checked:
+        return Checked(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Checked)))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A finding, with a digest of what vouched for its voxels before they were read."""
+
+    finding: Finding
+    witness: int
+
+
+class Part(ABC):
+    """One slice of something, as it was recorded before its voxels were read."""
+
+    folder: str
+    voxels: Readback
+    findings: list[Finding]
+
+    @abstractmethod
+    def witness(self, region: Box) -> int:
+        """Digest of what any writing to a region changes."""
+
+    @abstractmethod
+    def again(self) -> Part:
+        """The same as it is recorded now."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Compare what needs all strips."""
+
+    @abstractmethod
+    def checked(self) -> Checked:
+        """How much was read."""
+
+    def differences(self) -> list[Difference]:
+        """What was found, but for what has been written since."""
+        findings = [*self.findings, *self.voxels.findings]
+        if not findings:
+            return []
+        now = self.again()
+        seen = [Difference(finding, self.witness(finding.region)) for finding in findings]
+        return [difference for difference in seen if now.witness(difference.finding.region) == difference.witness]
+
+
+class Record:
+    """The image or a truth, and its ledger."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        folder: str,
+        pyramid: Pyramid,
+        ledger: Ledger,
+        values: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.shape, self.folder, self.ledger = volume.shape, folder, ledger
+        self.tables = {name: Table(volume.path / folder / name) for name in ("digest", "shard_digest", "mtime")}
+        self.kind = Kind(pyramid, pyramid.path.relative_to(volume.path), values)
+
+
+class RecordSlice(Part):
+    """One slice of the image or of a truth."""
+
+    def __init__(self, record: Record, z: int) -> None:
+        self.folder, self.findings = record.folder, []
+        self._record, self._z = record, z
+        row = (slice(z, z + 1),)
+        surveys = {name: table.survey(row) for name, table in record.tables.items()}
+        stored = {name: bool(table.stored(row).all()) for name, table in record.tables.items()}
+        digest, digests = int(surveys["digest"][0][0]), surveys["shard_digest"][0][0]
+        self._witness = digest_bytes(digest.to_bytes(8, "little") + digests.tobytes())
+        # The digest is the first thing that is written of a slice, and the last.
+        self.exists = digest != ABSENT or bool(surveys["digest"][1]) or (any(stored.values()) > stored["digest"])
+        wrong = {name: decoding(reasons) for name, (_, reasons) in surveys.items() if reasons}
+        if self.exists:
+            wrong |= {name: "is missing" for name, there in stored.items() if not there}
+            if not wrong.keys() & {"digest", "shard_digest"} and digest != digest_bytes(digests.tobytes()):
+                wrong["digest"] = "is not that of the slice's shards"
+            self._check_file()
+        for name, reason in wrong.items():
+            self._tell(name, f"c/{z}/0/0" if name == "shard_digest" else f"c/{z}", reason)
+        self.known = not wrong.keys() & {"digest", "shard_digest"}
+        self.digests = digests if self.known and digest != ABSENT else np.zeros_like(digests)
+        self.voxels = Readback(record.kind, z, self.digests)
+
+    def witness(self, region: Box) -> int:  # noqa: ARG002  (a slice is recorded as a whole)
+        """Digest of the digests of the slice and of its shards."""
+        return self._witness
+
+    def again(self) -> RecordSlice:
+        """The slice as it is recorded now."""
+        return RecordSlice(self._record, self._z)
+
+    def finish(self) -> None:
+        """Compare the levels."""
+        self.voxels.compare_levels()
+
+    def checked(self) -> Checked:
+        """Shards, and bytes read."""
+        return Checked(shards=self.voxels.shards, bytes=self.voxels.bytes)
+
+    def _check_file(self) -> None:
+        """Find a document of the slice's file that is lost or damaged."""
+        try:
+            reason = None if self._record.ledger.source(self._z) is not None else "is missing"
+        except NotAVolumeError:
+            reason = "cannot be decoded"
+        if reason:
+            self._tell(f"files/{self._z:06d}", "zarr.json", reason)
+
+    def _tell(self, name: str, shard: str, reason: str) -> None:
+        region = slice_box(self._z, self._record.shape)
+        self.findings.append(Finding(f"{self.folder}/{name}", shard, region, f"{reason}; {RECORD_WAY_OUT}"))
+
+
+def decoding(reasons: Sequence[str]) -> str:
+    """Why the one chunk that was asked for cannot be decoded, without its name."""
+    return "".join(reasons[0].partition("cannot be decoded")[1:]) or reasons[0]
+
+
+def slice_box(z: int, shape: Triple) -> Box:
+    """Voxels of one slice."""
+    return Box((z, 0, 0), (z + 1, *shape[1:]))
+
+
+def strips(z: int, shards: Grid) -> Iterator[Box]:
     """One slice cut into rows of shards."""
-    for top in range(0, height, SHARD[1]):
-        yield Box((z, top, 0), (z + 1, min(top + SHARD[1], height), width))
+    _, rows, columns = shards.cells
+    for row in range(rows):
+        yield shards.voxels(Box((z, row, 0), (z + 1, row + 1, columns)))
 
 
 @kernel

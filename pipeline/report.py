@@ -119,7 +119,7 @@ def summarise(volume: Volume, name: str, truth: str | None, region: Box | None =
         counts = Counts(*(int(value) for value in table.sum(axis=(0, 1, 2))))
         macro = mean_scores(score_parts(table).sum(axis=(0, 1, 2)))
     window = tables.grids.tiles.voxels(tiles)
-    failures = [(box, reason) for box, reason in tables.failures() if (box & window).size]
+    failures = [(box, reason) for box, reason in tables.failures(truth) if (box & window).size]
     return Summary(
         name=name, volume=str(volume.path), region=region, truth=truth,
         voxels=int(tables.grids.tiles.sizes(tiles)[done].sum()), annotated=counts.total if counts else 0,
@@ -234,10 +234,11 @@ def describe(volume: Volume) -> tuple[dict[str, Any], list[Summary]]:
     labels = []
     for info in volume.labels().values():
         label: dict[str, Any] = {"name": info.name, "kind": info.kind}
-        if info.kind == "truth":
-            annotated = int(volume.truth(info.name)[1].present().sum())
-            label |= {"slices": annotated, "mapping": info.mapping}
-        labels.append(label)
+        with noted(problems):
+            if info.kind == "truth":
+                annotated = int(volume.truth(info.name)[1].present().sum())
+                label |= {"slices": annotated, "mapping": info.mapping}
+            labels.append(label)
     summaries: list[Summary] = []
     works: list[Activity] = []
     for name in run_names(volume):

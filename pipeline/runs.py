@@ -13,14 +13,14 @@ from pipeline.attempt import Attempt
 from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
 from pipeline.disk import disk_errors
-from pipeline.errors import ConfigError, ExistsError
-from pipeline.execute import Client, Observer, Outcome, execute, ignore, start_engine
-from pipeline.plan import Plan, make_plan
+from pipeline.errors import ExistsError, LockedError
+from pipeline.execute import Client, Observer, Outcome, execute, finished, ignore, start_engine
+from pipeline.plan import Plan, check_free, make_plan
 from pipeline.report import Summary, Tiles, summarise
 from pipeline.segment import Column, Job
 from pipeline.store import sweep_partial
 from pipeline.tables import RunTables, run_lock, run_names, settle
-from pipeline.volume import Volume, staging_folder
+from pipeline.volume import Volume, beside, staging_folder
 
 
 def run(config: RunConfig, observer: Observer = ignore, client: Client | None = None, replace: bool = False) -> Summary:
@@ -45,9 +45,12 @@ def run(config: RunConfig, observer: Observer = ignore, client: Client | None = 
 
 
 def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | None = None) -> Summary:
-    """Carry out a plan; see `run`."""
+    """Carry out a plan; see `run`. One of which nothing is left is answered from the tables, and leaves no trace."""
     clock = time.monotonic()
     volume = Volume(plan.volume)
+    outcome = _finished(volume, plan, observer)
+    if outcome is not None:
+        return _summary(volume, plan, outcome, time.monotonic() - clock)
     job = Job(volume.path, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
     with start_engine(cluster, observer, client) as engine, _claim(volume, job):
         tables = _prepare(volume, plan)
@@ -59,6 +62,21 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
             summary = _summary(volume, plan, outcome, time.monotonic() - clock)
             attempt.finish(summary)
     return summary
+
+
+def _finished(volume: Volume, plan: Plan, observer: Observer) -> Outcome | None:
+    """Outcome of a run that has nothing left to do; None if it has, or does not exist as planned.
+
+    Nor is one finished that has something staged: another process works on it, or has died and is to be swept.
+    """
+    if plan.replaces or plan.name not in run_names(volume) or plan.name not in volume.labels():
+        return None
+    if (beside(volume.path, "staging") / f"run-{plan.name}").exists():
+        return None
+    tables = RunTables(volume, plan.name)
+    if (tables.recipe, tables.block) != (plan.recipe.document(), plan.block):
+        return None
+    return finished(plan, tables, observer) if plan.truth in (None, *tables.truths()) else None
 
 
 @contextmanager
@@ -82,8 +100,7 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
         if plan.replaces and plan.name in run_names(volume):
             _remove(volume, plan.name)
         if plan.name not in run_names(volume):
-            if plan.name in volume.labels():
-                raise ConfigError(f"name: {plan.name!r} is a label of {volume.path} already; choose another --name")
+            check_free(volume, plan.name)
             _create(volume, plan)
         elif plan.name not in volume.labels():  # its mask was removed by hand: the tables say which shards are lost
             shutil.rmtree(volume.path / "labels" / plan.name, ignore_errors=True)
@@ -92,27 +109,37 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
         tables = RunTables(volume, plan.name)
         if (tables.recipe, tables.block) != (plan.recipe.document(), plan.block):
             raise ExistsError(f"{volume.path}: run {plan.name!r} was changed by another process meanwhile; run again")
-        attempts = tables.attempts()
-        if attempts and "ended" not in attempts[-1]:
-            for folder in ("tiles", "runs"):
-                sweep_partial(volume.path / folder / plan.name)
+        for folder in ("tiles", "runs"):
+            sweep_partial(volume.path / folder / plan.name)
+        for left in (volume.path / "labels" / plan.name).glob("*.partial"):
+            left.unlink(missing_ok=True)
+        _sweep_staging(volume, plan.name)
         if plan.truth is not None:
             tables.create_truth(plan.truth)
         volume.publish_label(plan.name)
     return tables
 
 
+def _sweep_staging(volume: Volume, name: str) -> None:
+    """Remove what other runs that died have staged; one that is alive holds its lock."""
+    for left in beside(volume.path, "staging").glob("run-*"):
+        other = left.name.removeprefix("run-")
+        if other != name:
+            with suppress(LockedError), run_lock(volume, other):
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _create(volume: Volume, plan: Plan) -> None:
     """Create a run whole, or leave nothing of it."""
+    history = volume.path / "runs" / plan.name
     parts = [volume.path / "labels" / plan.name, volume.path / "tiles" / plan.name]
     try:
-        for part in parts:  # of a process that died here
+        for part in (*parts, history / "failures"):  # of a process that died here
             shutil.rmtree(part, ignore_errors=True)
         volume.create_mask(plan.name)
         RunTables.create(volume, plan.name, plan.recipe.document(), plan.block)
     except BaseException:
-        history = volume.path / "runs" / plan.name
-        for part in parts if any(history.glob("attempts/*")) else [*parts, history]:
+        for part in parts if any(history.glob("attempts/[0-9]*")) else [*parts, history]:
             shutil.rmtree(part, ignore_errors=True)
             with suppress(OSError):  # the folder around it, if it has nothing else
                 part.parent.rmdir()
@@ -120,7 +147,7 @@ def _create(volume: Volume, plan: Plan) -> None:
 
 
 def _remove(volume: Volume, name: str) -> None:
-    """Remove a run but for its history; killed anywhere, it leaves the old run, to be made anew, or none."""
+    """Remove a run but for its history; killed anywhere, it leaves the old run, to be made again, or none."""
     volume.withdraw_label(name)
     (volume.path / "runs" / name / "zarr.json").unlink()
     for part in (volume.path / "tiles" / name, volume.path / "labels" / name, volume.path / "runs" / name / "failures"):

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
-from pipeline.errors import DamageError, LockedError, PipelineError, StorageError
+from pipeline.errors import DamageError, LockedError, PipelineError, StorageError, UnavailableError
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import counts_above, rebin
-from pipeline.keys import counts_keys, mask_keys
+from pipeline.keys import counts_keys, has_shards, mask_keys
 from pipeline.median import reflect
 from pipeline.pyramid import Pyramid
 from pipeline.scratch import scratch
@@ -91,23 +91,38 @@ def run_block(job: Job, index: Triple) -> NDArray[np.int64]:
         return block.run()
     except (LockedError, StorageError, MemoryError):
         raise
+    except UnavailableError as error:
+        return block.fail(str(error)) if block.touched else block.put_off(str(error))
     except PipelineError as error:
         return block.fail(str(error))
     except Exception as error:  # whatever it is, the other blocks go on and the reason is kept
         return block.fail(f"{type(error).__name__}: {error}")
 
 
-def build_pyramid(job: Job, z: int) -> None:
-    """Write the mask's levels of a slice whose blocks were parts of it; a block that cannot be read back has failed."""
+def build_pyramid(job: Job, z: int) -> str | None:
+    """Write the mask's levels of a slice whose blocks were parts of it.
+
+    Returns
+    -------
+    str or None
+        Why it could not: the mask cannot be read back. The blocks that this is due to are disowned.
+    """
     handles = _open(job)
     key = pyramid_key(handles.tables, z)
     try:
         handles.mask.rebuild_levels(z, job.staging)
     except DamageError as error:
-        for index in handles.tables.grids.blocks.cover(_slice(handles.volume.shape, z)):
-            handles.tables.disown(index, str(error))
-        return
+        mask, grids = handles.mask.full, handles.tables.grids
+        for shard in mask.shards.cover(_slice(handles.volume.shape, z)):
+            box = mask.shards.box(shard)
+            try:
+                mask.read(box)
+            except DamageError as damage:
+                (block,) = grids.blocks.cover(box)
+                handles.tables.disown(block, str(damage))
+        return str(error)
     handles.tables.pyramid_key.write((slice(z, z + 1),), key)
+    return None
 
 
 def stale_pyramids(tables: RunTables, slices: range) -> list[int]:
@@ -160,18 +175,20 @@ class _Block:
         self.z = self.box.start[0]
         self._slice_cells = (slice(self.z, self.z + 1),)
         self.masked = False  # whether the mask is done, and only counts are missing
+        self.touched = False  # whether anything was taken back or written
 
     def run(self) -> NDArray[np.int64]:
         image_digests, planes = self._image_inputs()
         if not planes:
             return self._leave_empty()
-        truth_digests = self._truth_inputs()
         keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles)
+        masked = self.masked = self._is_masked(keys)  # before the truth is looked at: a damaged one costs no mask
+        truth_digests = self._truth_inputs()
         count_keys = None if truth_digests is None else counts_keys(keys, truth_digests, self.grids, self.tiles)
-        masked = self.masked = self._is_masked(keys)
         if masked and self._is_counted(count_keys):
             return self._record(reused=True)
 
+        self.touched = True
         self._forget(masked)
         results = self._compute(planes, image_digests, truth_digests, write_mask=not masked)
         self._check_unchanged(image_digests, truth_digests)
@@ -184,6 +201,13 @@ class _Block:
         self._check_licence()
         self._forget(self.masked)
         self._empty(Status.FAILED)
+        self.handles.tables.record_failure(self.index, [(self.box, reason)], self.job.truth if self.masked else None)
+        return self._record(failed=np.ones(self.tiles.shape, np.bool_))
+
+    def put_off(self, reason: str) -> NDArray[np.int64]:
+        """Call the block failed, and leave what there is as it is: nobody could look at it."""
+        self._check_licence()
+        self.handles.tables.status.write(self.cells, Status.FAILED)
         self.handles.tables.record_failure(self.index, [(self.box, reason)])
         return self._record(failed=np.ones(self.tiles.shape, np.bool_))
 
@@ -193,7 +217,7 @@ class _Block:
             self._check_licence()
             self._forget(masked=False)
             self._empty(Status.ABSENT)
-            self.handles.tables.clear_failure(self.index)
+            self.handles.tables.clear_failure(self.index, self.job.truth)
         record = np.zeros((*self.tiles.shape, len(Column)), np.int64)
         record[..., Column.ABSENT] = 1
         return record
@@ -234,11 +258,11 @@ class _Block:
         )
 
     def _has_shards(self) -> bool:
-        """Whether the shards of the mask are recorded and there."""
         digests = np.zeros((1, *self.grids.shards.cells[1:]), np.uint64)
-        cells = self.grids.shards.cover(self.box).relative_to((self.z, 0, 0)).slices
-        digests[cells] = self.handles.tables.shard_digest.read(self._shards())
-        return bool(digests[cells].all()) and self.handles.mask.full.lost_shard(self.box, digests) is None
+        digests[self.grids.shards.cover(self.box).relative_to((self.z, 0, 0)).slices] = (
+            self.handles.tables.shard_digest.read(self._shards())
+        )
+        return has_shards(self.handles.mask.full, self.box, digests)
 
     def _is_counted(self, keys: Array | None) -> bool:
         """Whether the mask was compared with the same truth, if with any, and the result is still there."""
@@ -389,10 +413,10 @@ class _Block:
             truth_tables.counts.write(self.cells, results.counts)
             truth_tables.histogram.write(self.cells, results.histogram)
             truth_tables.counts_key.write(self.cells, np.where(results.failed | results.uncounted, ABSENT, count_keys))
+        tables.clear_failure(self.index, self.job.truth)
         if results.reasons:
-            tables.record_failure(self.index, [(self._around(found), why) for why, found in results.reasons.items()])
-        else:
-            tables.clear_failure(self.index)
+            parts = [(self._around(found), why) for why, found in results.reasons.items()]
+            tables.record_failure(self.index, parts, None if results.failed.any() else self.job.truth)
         if results.shard_digest is not None:
             tables.status.write(self.cells, np.where(results.failed, Status.FAILED, Status.DONE))
             # last: a block with its key needs nothing any more

@@ -48,8 +48,11 @@ class Note:
         return cls(name, str(error).removeprefix(f"{name}: "))
 
 
-Recorded = Mapping[int, tuple[str, int]]
-"""Slices that exist: the name of the file that each came from, and when that was written to, in ns since 1970."""
+Recorded = Mapping[int, tuple[str | None, int]]
+"""Slices that exist: the name of the file that each came from, and when that was written to, in ns since 1970.
+
+A name that is lost is None, and is that of no file; a time that is lost is 0.
+"""
 
 _NONE: Mapping[int, str] = {}
 
@@ -78,7 +81,7 @@ class Changes:
         image that does not exist yet.
     set_aside : list of Note
     vanished : dict of int to str
-        Slices whose file is gone, and its name.
+        Slices whose file is gone, and its name; one whose name is lost is not missed.
     """
 
     numbered: dict[int, SourceFile]
@@ -129,19 +132,20 @@ def find_images(listing: Listing, recorded: Recorded, volume: Path, unfinished: 
     Raises
     ------
     ConfigError
-        If the folder is not one that the volume was made from, or the slice of a file is in doubt.
+        If the folder is not one that the volume was made from, the slice of a file is in doubt, or it takes a name to
+        tell which slice a file is and that is lost.
     """
     if listing.folder.number is None:
         return _in_order(listing, recorded, unfinished, volume)
     numbered, odd = _by_number(listing)
     _check_places(numbered, recorded, listing, volume)
-    covered = {recorded[z][0] for z in numbered if z in recorded}
+    covered = {recorded[z][0] for z in numbered if z in recorded} - {None}
     if covered and covered.isdisjoint(file.name for file in listing.files):
         raise _another_volume(listing, recorded, volume)
     return _compare(numbered, recorded, listing, odd)
 
 
-def find_truths(listing: Listing, recorded: Recorded, images: Mapping[int, str], volume: Path) -> Changes:
+def find_truths(listing: Listing, recorded: Recorded, images: Mapping[int, str | None], volume: Path) -> Changes:
     """Truth files that the volume does not hold as they are.
 
     Parameters
@@ -149,8 +153,8 @@ def find_truths(listing: Listing, recorded: Recorded, images: Mapping[int, str],
     listing : Listing
     recorded : mapping
         Of the truth.
-    images : mapping of int to str
-        Slices of the image that exist, and the name of the file of each.
+    images : mapping of int to str or None
+        Slices of the image that exist, and the name of the file of each; None where it is lost.
     volume : Path
         For messages.
 
@@ -170,7 +174,7 @@ def find_truths(listing: Listing, recorded: Recorded, images: Mapping[int, str],
 
 
 def match_images(
-    files: Iterable[SourceFile], images: Mapping[int, str], key: str
+    files: Iterable[SourceFile], images: Mapping[int, str | None], key: str
 ) -> tuple[dict[int, SourceFile], list[SourceFile], list[Note]]:
     """Slice of each truth file, by the name of the image's file without suffix; files of no image; files of several.
 
@@ -181,7 +185,8 @@ def match_images(
     """
     slices = defaultdict(list)
     for z, name in images.items():
-        slices[stem(name)].append(z)
+        if name is not None:
+            slices[stem(name)].append(z)
     placed: dict[int, SourceFile] = {}
     unplaced, odd = [], []
     for file in files:
@@ -255,7 +260,7 @@ def _slice_of(match: re.Match[str] | None, first: int) -> tuple[int, str]:
 
 def _in_order(listing: Listing, recorded: Recorded, unfinished: Mapping[int, str], volume: Path) -> Changes:
     """Files by name; new ones only where they come after the last slice's."""
-    names = {**{z: name for z, (name, _) in recorded.items()}, **unfinished}
+    names = {**_names(recorded, listing, volume), **unfinished}
     slices = _slices_by_name(names)
     numbered: dict[int, SourceFile] = {}
     new: list[SourceFile] = []
@@ -285,18 +290,33 @@ def _in_order(listing: Listing, recorded: Recorded, unfinished: Mapping[int, str
     return changes
 
 
+def _names(recorded: Recorded, listing: Listing, volume: Path) -> dict[int, str]:
+    """Name of every slice's file; all of them, or the file of the slice that has none would be taken for a new one."""
+    names = {z: name for z, (name, _) in recorded.items() if name is not None}
+    lost = sorted(recorded.keys() - names.keys())
+    if lost:
+        raise ConfigError(
+            f"{listing.key}: the name of the file of slice {', '.join(map(str, lost))} is lost from {volume}, and "
+            f"names alone say where files belong; give `{listing.key}.number`, a pattern that finds the slice in each "
+            f"name, or restore slices/image/files/{lost[0]:06d}/zarr.json from a copy of the volume"
+        )
+    return names
+
+
 def _compare(numbered: Mapping[int, SourceFile], recorded: Recorded, listing: Listing, odd: Sequence[Note]) -> Changes:
     here = {file.name for file in listing.files}
     return Changes(
         numbered={z: file for z, file in sorted(numbered.items()) if recorded.get(z) != (file.name, file.mtime_ns)},
         set_aside=[*listing.set_aside, *odd],
-        vanished={z: name for z, (name, _) in recorded.items() if z not in numbered and name not in here},
+        vanished={
+            z: name for z, (name, _) in recorded.items() if name is not None and z not in numbered and name not in here
+        },
     )
 
 
 def _check_places(numbered: Mapping[int, SourceFile], recorded: Recorded, listing: Listing, volume: Path) -> None:
     """Refuse a file that is one slice already, and would be another one."""
-    slices = _slices_by_name({z: name for z, (name, _) in recorded.items()})
+    slices = _slices_by_name({z: name for z, (name, _) in recorded.items() if name is not None})
     for z, file in numbered.items():
         known = slices.get(file.name, [z])
         if z not in known:
@@ -320,7 +340,7 @@ def _two_for_one(first: SourceFile, second: SourceFile, z: int) -> ConfigError:
 
 
 def _another_volume(listing: Listing, recorded: Recorded, volume: Path) -> ConfigError:
-    last = max(recorded)
+    last = max(z for z, (name, _) in recorded.items() if name is not None)
     return ConfigError(
         f"{listing.key}.folder: {listing.folder.folder} holds no file that {volume} was made from, such as "
         f"{recorded[last][0]} of slice {last}; name that folder, or another volume"

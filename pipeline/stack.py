@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -156,8 +157,11 @@ def _find_in_file(path: Path, channel: Channel) -> list[Page]:
 
 def _recognise(path: Path, name: str) -> Codec | None:
     """Return the codec of a file, or None for a TIFF file, by its first bytes: suffixes are often wrong."""
-    with decoding(name), path.open("rb") as file:
-        head = file.read(8)
+    with decoding(name):
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe is to wait for who writes to it
+            raise UnsupportedImageError(f"{name}: is no regular file; leave it out")
+        with path.open("rb") as file:
+            head = file.read(8)
     if not head:
         raise ImageFileError(f"{name}: is empty; re-export it or leave it out")
     if head[:4] in MAGICS:

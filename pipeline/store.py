@@ -7,6 +7,7 @@ that could neither be read nor written again.) Tables and documents are small: z
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 import uuid
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 
-from pipeline.disk import disk_errors, raise_refusal, retried
+from pipeline.disk import disk_errors, error_number, is_file, raise_refusal, rename, retried
 from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError
 from pipeline.geometry import Box, Grid, Triple
 
@@ -91,7 +92,8 @@ class ShardedArray:
             buffer = zarr.buffer.cpu.NDBuffer.from_ndarray_like(cast(Any, out))
             retried(lambda: self._array.get_basic_selection(box.slices, out=buffer))
         except Exception as error:  # the pipelines raise OSError, RuntimeError, ValueError, ... for damaged bytes
-            raise_refusal(self.path, error)
+            if error_number(error) not in (errno.EACCES, errno.EPERM):  # those of one file are the trouble of that file
+                raise_refusal(self._one_shard(box), error)
             raise DamageError(
                 f"{self.path}: {self._damaged(box)} cannot be decoded ({error}); restore it from a copy"
             ) from error
@@ -127,13 +129,15 @@ class ShardedArray:
         stage = staging / uuid.uuid4().hex
         try:
             with disk_errors(self.path):
-                retried(stage.mkdir)
+                retried(lambda: stage.mkdir(exist_ok=True))
                 shutil.copyfile(self.path / "zarr.json", stage / "zarr.json")
                 staged = open_array(stage, self._pipeline)
                 retried(lambda: staged.set_basic_selection(box.slices, values))
                 for shard, digest in zip(self.shards.cover(box), digests.flat, strict=True):
                     self._publish(stage, shard, empty=digest == ALL_FILL)
         except (FileNotFoundError, DamageError) as error:
+            if staging.is_dir():
+                raise
             raise LockedError(f"{self.path}: its staging folder was removed; another process has taken over") from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -157,7 +161,7 @@ class ShardedArray:
         """
         for shard in self.shards.cover(box):
             digest = digests[shard[0] - box.start[0], shard[1], shard[2]]
-            if digest not in (ABSENT, ALL_FILL) and not retried(self.shard_file(shard).is_file):
+            if digest not in (ABSENT, ALL_FILL) and not is_file(self.shard_file(shard)):
                 return self.shard_file(shard)
         return None
 
@@ -188,8 +192,12 @@ class ShardedArray:
             retried(lambda: target.unlink(missing_ok=True))
         else:
             retried(lambda: target.parent.mkdir(parents=True, exist_ok=True))
-            staged = stage / target.relative_to(self.path)
-            retried(lambda: staged.replace(target))
+            rename(stage / target.relative_to(self.path), target)
+
+    def _one_shard(self, box: Box) -> Path:
+        """File of the only shard that a box touches, else the folder of the array."""
+        shards = list(self.shards.cover(box))
+        return self.shard_file(shards[0]) if len(shards) == 1 else self.path
 
     def _damaged(self, box: Box) -> str:
         """Name the shards of a box that cannot be decoded."""
@@ -205,11 +213,15 @@ class ShardedArray:
 
 def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
     """Write a group with these attributes; replaces an older one whole, by rename."""
-    with disk_errors(path):
+
+    def put() -> None:
         if (path / "zarr.json").exists():
-            retried(lambda: zarr.open_group(path, mode="r+").attrs.put(dict(attributes)))
+            zarr.open_group(path, mode="r+").attrs.put(dict(attributes))
         else:
-            retried(lambda: zarr.create_group(path, attributes=dict(attributes), zarr_format=3))
+            zarr.create_group(path, attributes=dict(attributes), zarr_format=3)
+
+    with disk_errors(path):
+        retried(put)
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
@@ -286,9 +298,13 @@ def open_array(path: Path, pipeline: str, write_empty_chunks: bool = False) -> A
     # other zarr code in a user's process keeps its own.
     ours = {"codec_pipeline.path": PIPELINES[pipeline], "array.order": "C", **_codec}
     ours["array.write_empty_chunks"] = write_empty_chunks
-    with _config_lock, zarr.config.set(ours):
-        try:
-            return retried(lambda: zarr.open_array(path, mode="r+"))
-        except Exception as error:  # missing, foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
-            raise_refusal(path, error)
-            raise DamageError(f"{path}: is missing or cannot be opened ({error}); restore it from a copy") from error
+
+    def open_once() -> Any:
+        with _config_lock, zarr.config.set(ours):
+            return zarr.open_array(path, mode="r+")
+
+    try:
+        return retried(open_once)
+    except Exception as error:  # missing, foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
+        raise_refusal(path, error)
+        raise DamageError(f"{path}: is missing or cannot be opened ({error}); restore it from a copy") from error

@@ -10,9 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,18 +19,16 @@ import numpy as np
 
 from pipeline.arrivals import BAD_FILE, Arrivals, Held, gather, sync_threads
 from pipeline.config import RunConfig, SyncOptions
-from pipeline.errors import ConfigError, DamageError, LockedError, MissingInputError, PipelineError
+from pipeline.errors import ConfigError, LockedError, MissingInputError, PipelineError
 from pipeline.execute import Observer, ThreadRunner, ignore
-from pipeline.geometry import Box
 from pipeline.ingest import SliceJob, Written, changing, ingest_threads, making, truth_target
 from pipeline.lock import locked, now
-from pipeline.plan import Plan, make_plan
-from pipeline.report import SCHEMA, Summary, summarise
+from pipeline.plan import make_plan
+from pipeline.report import SCHEMA, Summary
 from pipeline.runs import run_plan
-from pipeline.segment import stale_pyramids
 from pipeline.sources import Note
 from pipeline.stack import Page
-from pipeline.tables import RunTables, quiet, resize_volume, run_names
+from pipeline.tables import quiet, resize_volume, run_names
 from pipeline.volume import Volume, beside
 
 
@@ -161,9 +158,10 @@ def sync(config: RunConfig, observer: Observer = ignore, pause: Callable[[float]
         summary = _run(config, path, observer)
     return Synced(
         started=started, volume=path,
-        images=_taken(images, held.images, arrivals.images_vanished),
-        truths=_taken(truths, held.truths, arrivals.truths_vanished),
-        waiting=tuple(arrivals.waiting), set_aside=tuple(arrivals.set_aside), gaps=_gaps(path), run=summary,
+        images=_taken(images.slices, held.images, arrivals.images_vanished),
+        truths=_taken(truths.slices, held.truths, arrivals.truths_vanished),
+        waiting=arrivals.waiting + images.waiting + truths.waiting,
+        set_aside=arrivals.set_aside + images.set_aside + truths.set_aside, gaps=_gaps(path), run=summary,
         elapsed_s=round(time.monotonic() - begin, 3),
     )  # fmt: skip
 
@@ -217,114 +215,149 @@ def _check_volume(config: RunConfig, options: SyncOptions, held: Held) -> None:
     make_plan(_without_truth(config) if options.truth and held.mapping is None else config, held.volume)
 
 
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Slices that were recorded, and files that were decoded before and are not taken after all."""
+
+    slices: tuple[int, ...] = ()
+    waiting: tuple[Note, ...] = ()
+    set_aside: tuple[Note, ...] = ()
+
+    def __add__(self, other: Committed) -> Committed:
+        return Committed(self.slices + other.slices, self.waiting + other.waiting, self.set_aside + other.set_aside)
+
+
 def _write(
     config: RunConfig, options: SyncOptions, held: Held, arrivals: Arrivals, observer: Observer
-) -> tuple[list[int], list[int]]:
-    """Write what has arrived, slice by slice; return the slices of image and truth that are written."""
+) -> tuple[Committed, Committed]:
+    """Write what has arrived, slice by slice; return what became of image and truth.
+
+    What is replaced comes last: it alone must wait for the runs that are at work.
+    """
     if not arrivals.images and not arrivals.truths:
-        return [], []
-    pages = [arrivals.images[z] for z in sorted(arrivals.images)]
-    runner = ThreadRunner(ingest_threads((pages or [*arrivals.truths.values()])[0], sync_threads(config)), observer)
-    slices = max(arrivals.images, default=-1) + 1
+        return Committed(), Committed()
+    added = {z: page for z, page in sorted(arrivals.images.items()) if z not in held.images}
+    replaced = {z: page for z, page in arrivals.images.items() if z in held.images}
+    a_page = next(iter((arrivals.images or arrivals.truths).values()))
+    runner = ThreadRunner(ingest_threads(a_page, sync_threads(config)), observer)
+    slices = max(added, default=-1) + 1
     if held.volume is None:
-        size = options.voxel_size_um
-        with making(held.path, pages, slices, runner, size) as (volume, _):
+        with making(held.path, [*added.values()], slices, runner, options.voxel_size_um) as (volume, _):
             make_plan(_without_truth(config), volume)
     with changing(held.path, "sync") as (volume, staging):
         if not held.same(Held.of(held.path, config.truth if options.truth else None)):
             raise LockedError(f"{held.path}: another process has changed its slices meanwhile; sync again")
-        replacing = not held.images.keys().isdisjoint(arrivals.images)
-        with quiet(volume) if replacing else nullcontext():
-            if slices > volume.shape[0]:
-                resize_volume(volume, slices)
-            images = _commit(SliceJob(volume.image, volume.slices, staging), arrivals.images, arrivals, runner)
-        truths: list[int] = []
-        if arrivals.truths and arrivals.mapping is not None:
-            name = str(config.truth)
-            with truth_target(volume, name, held.mapping, arrivals.mapping) as target:
-                pass  # from now on it exists: its slices are committed one by one
-            truths = _commit(SliceJob(*target, staging, arrivals.mapping), arrivals.truths, arrivals, runner, name)
+        if slices > volume.shape[0]:
+            resize_volume(volume, slices)
+        job = SliceJob(volume.image, volume.slices, staging)
+        images = _commit(_Commit(job, added, gapless=options.images.number is None), runner, "image")
+        truths = _write_truths(str(config.truth), volume, held, arrivals, staging, runner)
+        if replaced:
+            with quiet(volume):
+                images += _commit(_Commit(job, replaced), runner, "image")
     return images, truths
 
 
-def _commit(
-    job: SliceJob, pages: Mapping[int, Page], arrivals: Arrivals, runner: ThreadRunner, what: str = "image"
-) -> list[int]:
-    """Write and record slices; a file that was spoilt since it was decoded is set aside."""
-    if not pages:
-        return []
-    commit = _Commit(job, pages)
-    runner(commit, [*pages], what)
-    arrivals.set_aside.extend(Note.of(pages[z].name, error) for z, error in sorted(commit.bad.items()))
-    return commit.recorded
+def _write_truths(
+    name: str, volume: Volume, held: Held, arrivals: Arrivals, staging: Path, runner: ThreadRunner
+) -> Committed:
+    """Write the truths whose image is there now."""
+    present = volume.slices.present()
+    pages = {z: page for z, page in arrivals.truths.items() if present[z]}
+    early = tuple(Note(page.name, "waits for its image") for z, page in arrivals.truths.items() if not present[z])
+    if not pages or arrivals.mapping is None:
+        return Committed(waiting=early)
+    with truth_target(volume, name, held.mapping, arrivals.mapping) as target:
+        pass  # from now on it exists: its slices are committed one by one
+    commit = _Commit(SliceJob(*target, staging, arrivals.mapping), pages)
+    return Committed(waiting=early) + _commit(commit, runner, name)
+
+
+def _commit(commit: _Commit, runner: ThreadRunner, what: str) -> Committed:
+    """Write and record slices, several at a time."""
+    if commit.count:
+        # Not slice by slice: a runner has an order of its own, and what is recorded in order is best written so.
+        runner(_call, [commit.write_next] * commit.count, what)
+    return commit.outcome()
+
+
+def _call(job: Callable[[], None]) -> None:
+    job()
 
 
 class _Commit:
-    """Writes slices, the next one with each call, and records each as soon as those before it are.
+    """Slices that threads write, one with each call, and record in the order of z: each as soon as those before it are.
 
-    In order, because without numbers files only ever go after the last slice: killed, a round must leave no gap that no
-    later one could fill.
+    A file that was spoilt since it was decoded is set aside. A slice that cannot be recorded stays the first in the
+    queue, and holds up those behind it.
+
+    Parameters
+    ----------
+    job : SliceJob
+    pages : mapping of int to Page
+    gapless : bool
+        Whether a spoilt file holds up those behind it as well. Without numbers files only ever go after the last
+        slice: a gap before it is one that no later round could fill.
     """
 
-    def __init__(self, job: SliceJob, pages: Mapping[int, Page]) -> None:
-        self.bad: dict[int, PipelineError] = {}
-        self.recorded: list[int] = []
-        self._job, self._pages = job, pages
-        self._to_write = deque(sorted(pages))
-        self._to_record = deque(sorted(pages))
+    def __init__(self, job: SliceJob, pages: Mapping[int, Page], gapless: bool = False) -> None:
+        self.count = len(pages)
+        self._job, self._pages, self._gapless = job, pages, gapless
+        self._to_write, self._to_record = deque(sorted(pages)), deque(sorted(pages))
         self._written: dict[int, Written] = {}
+        self._spoilt: dict[int, PipelineError] = {}
+        self._recorded: list[int] = []
         self._lock = threading.Lock()
 
-    def __call__(self, _: int) -> None:
-        """Write the next slice: whose turn it is does not matter to a runner, which has an order of its own."""
+    def write_next(self) -> None:
+        """Write the first slice that nobody has taken, and record those whose turn has come."""
+        if self._gapless and self._spoilt:
+            return
         z = self._to_write.popleft()
         try:
             self._written[z] = self._job.write((self._pages[z], z))
         except BAD_FILE as error:
-            self.bad[z] = error
+            self._spoilt[z] = error
         with self._lock:
-            while self._to_record and (self._to_record[0] in self._written or self._to_record[0] in self.bad):
-                z = self._to_record.popleft()
-                if z in self._written:
-                    self._job.record(self._written.pop(z))
-                    self.recorded.append(z)
+            self._record()
+
+    def outcome(self) -> Committed:
+        """What has become of the slices."""
+        spoilt = {self._pages[z].name: error for z, error in sorted(self._spoilt.items())}
+        late = [self._pages[z].name for z in self._to_record if z not in self._spoilt]
+        return Committed(
+            tuple(self._recorded),
+            tuple(Note(name, f"comes after {next(iter(spoilt))}, which cannot be read") for name in late),
+            tuple(Note.of(name, error) for name, error in spoilt.items()),
+        )
+
+    def _record(self) -> None:
+        while self._to_record:
+            z = self._to_record[0]
+            if z in self._written:
+                self._job.record(self._written[z])
+                self._recorded.append(z)
+            elif z not in self._spoilt or self._gapless:
+                return
+            self._to_record.popleft()
 
 
 def _run(config: RunConfig, path: Path, observer: Observer) -> Summary | None:
     """Run what is pending; a truth that has no slice yet is left out."""
-    if not path.exists() or not Volume(path).slices.present().any():
+    if not path.exists():
         return None
-    traced = config.truth in Volume(path).labels()
-    plan = make_plan(config if traced else _without_truth(config))
-    return _finished(plan) or run_plan(plan, config.cluster, observer)
-
-
-def _finished(plan: Plan) -> Summary | None:
-    """Result of a run that has nothing to do, else None: a round that changes nothing must not record an attempt."""
-    volume = Volume(plan.volume)
-    if plan.name not in run_names(volume):
+    volume = Volume(path)
+    if not volume.slices.present().any() and config.run_name not in run_names(volume):
         return None
-    tables = RunTables(volume, plan.name)
-    if plan.name not in volume.labels() or (plan.truth is not None and plan.truth not in tables.truths()):
-        return None
-    mask = volume.label(plan.name).full
-    try:
-        lost = mask.lost_shard(Box.whole(mask.shape), tables.shard_digest.read())
-        if lost is not None or stale_pyramids(tables, range(volume.shape[0])):
-            return None
-        summary = summarise(volume, plan.name, plan.truth)
-    except DamageError:  # for the run to mend, or to say which tiles it hits
-        return None
-    if summary.tiles.pending or summary.tiles.failed:
-        return None
-    return replace(summary, tiles=replace(summary.tiles, reused=summary.tiles.done))
+    traced = config.truth in volume.labels()
+    return run_plan(make_plan(config if traced else _without_truth(config), volume), config.cluster, observer)
 
 
 def _without_truth(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"truth": None})
 
 
-def _taken(written: list[int], before: Mapping[int, object], vanished: Mapping[int, str]) -> Taken:
+def _taken(written: Sequence[int], before: Mapping[int, object], vanished: Mapping[int, str]) -> Taken:
     return Taken(tuple(z for z in written if z not in before), tuple(z for z in written if z in before), vanished)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.disk import disk_errors, raise_refusal, retried
+from pipeline.disk import disk_errors, is_file, raise_refusal, retried
 from pipeline.errors import DamageError
 from pipeline.geometry import ceil_div
 from pipeline.store import create_array, open_array
@@ -57,17 +57,24 @@ class Table:
             raise DamageError("; ".join(reasons) or f"{self.path}: cannot be read ({error})") from error
 
     def survey(self, cells: tuple[slice, ...] = ()) -> tuple[NDArray[Any], list[str]]:
-        """Read what can be read of cells: fill where a chunk is damaged, and for each of those its name and reason."""
+        """Read what can be read of cells: fill where a chunk is damaged, and for each of those its name and reason.
+
+        Raises
+        ------
+        StorageError, UnavailableError
+            If the system refuses to read: then nothing is known to be damaged.
+        """
         try:
-            return np.asarray(self._reader[cells or ...]), []
-        except Exception:  # chunk by chunk it is named
-            pass
+            return np.asarray(retried(lambda: self._reader[cells or ...])), []
+        except Exception as error:
+            raise_refusal(self.path, error)  # what is left is damage, and is named chunk by chunk
         shape = [len(range(*span.indices(length))) for span, length in self._spans(cells)]
         found, reasons = np.full(shape, self._array.fill_value, self.dtype), []
         for file, wanted, place in self._chunks(cells):
             try:
                 found[place] = self._reader[wanted]
             except Exception as error:  # whatever it is, it is the answer
+                raise_refusal(file, error)
                 reasons.append(f"{self.path}: chunk {file.relative_to(self.path)} cannot be decoded ({error})")
         return found, reasons
 
@@ -77,7 +84,7 @@ class Table:
         shape = [len(range(*span.indices(length))) for span, length in self._spans(cells)[:axes]]
         found = np.zeros(shape, np.bool_)
         for file, _, place in self._chunks(cells):
-            found[place[:axes]] = retried(file.is_file)
+            found[place[:axes]] = is_file(file)
         return found
 
     def _spans(self, cells: tuple[slice, ...]) -> list[tuple[slice, int]]:

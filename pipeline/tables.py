@@ -60,6 +60,11 @@ class TruthTables:
         self.counts_key = Table(path / "counts_key")
         self.histogram = Table(path / "histogram")
 
+    @property
+    def all(self) -> tuple[Table, Table, Table]:
+        """All three."""
+        return self.counts, self.counts_key, self.histogram
+
 
 class RunTables:
     """Tables and documents of one run.
@@ -166,21 +171,23 @@ class RunTables:
         self.record_failure(block, [(self.grids.blocks.box(block), reason)])
         self.status.write(self.grids.block_tiles(block).slices, Status.FAILED)
 
-    def record_failure(self, block: Triple, parts: Sequence[tuple[Box, str]]) -> None:
-        """Keep which voxels of a block failed, and why."""
-        document = {"block": list(block), "parts": [[part.start, part.stop, reason] for part, reason in parts]}
-        create_document(self._failure(block), document)
+    def record_failure(self, block: Triple, parts: Sequence[tuple[Box, str]], truth: str | None = None) -> None:
+        """Keep which voxels of a block failed, and why; with a truth, only their comparison with it has."""
+        document = {"truth": truth, "parts": [[part.start, part.stop, reason] for part, reason in parts]}
+        create_document(self._failure(block, truth), document)
 
-    def clear_failure(self, block: Triple) -> None:
-        """Forget why a block failed, once it is done."""
-        shutil.rmtree(self._failure(block), ignore_errors=True)
+    def clear_failure(self, block: Triple, truth: str | None) -> None:
+        """Forget why a block, and its comparison with a truth, failed, once they are done."""
+        for folder in {self._failure(block, None), self._failure(block, truth)}:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def failures(self) -> Iterator[tuple[Box, str]]:
-        """Voxels that failed, and why."""
+    def failures(self, truth: str | None) -> Iterator[tuple[Box, str]]:
+        """Voxels whose mask, or comparison with a truth, failed, and why."""
         for name in _group_names(self._documents / "failures"):
             document = read_document(self._documents / "failures" / name) or {}
             for start, stop, reason in document.get("parts", []):
-                yield Box(tuple(start), tuple(stop)), reason
+                if document["truth"] in (None, truth):
+                    yield Box(tuple(start), tuple(stop)), reason
 
     def begin_attempt(self, attempt: dict[str, Any]) -> int:
         """Append who starts to work on the run, with what, and return the number of the attempt."""
@@ -195,8 +202,12 @@ class RunTables:
 
     def attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first; one that was killed, or is at work, has no ``ended``."""
-        folders = [self._documents / "attempts" / name for name in _group_names(self._documents / "attempts")]
-        return [{**(read_document(folder) or {}), **(read_document(folder / "end") or {})} for folder in folders]
+        return [self._read_attempt(name) for name in _group_names(self._documents / "attempts")]
+
+    def latest_attempt(self) -> dict[str, Any] | None:
+        """The last of them: there may be thousands."""
+        names = _group_names(self._documents / "attempts")
+        return self._read_attempt(names[-1]) if names else None
 
     def beat(self, heartbeat: dict[str, Any]) -> None:
         """Replace what the process at work says of itself every few seconds."""
@@ -210,16 +221,20 @@ class RunTables:
         """Change the number of slices of every table."""
         tables = [self.threshold, self.status, self.mask_key, self.shard_digest, self.pyramid_key]
         for name in self.truths():
-            truth = self.truth(name)
-            tables += [truth.counts, truth.counts_key, truth.histogram]
+            tables += self.truth(name).all
         for table in tables:
             table.resize(slices)
 
-    def _failure(self, block: Triple) -> Path:
-        return self._documents / "failures" / "-".join(map(str, block))
+    def _failure(self, block: Triple, truth: str | None) -> Path:
+        place = "-".join(map(str, block))
+        return self._documents / "failures" / (place if truth is None else f"{place}.{truth}")
 
     def _attempt(self, number: int) -> Path:
         return self._documents / "attempts" / f"{number:06d}"
+
+    def _read_attempt(self, name: str) -> dict[str, Any]:
+        folder = self._documents / "attempts" / name
+        return {**(read_document(folder) or {}), **(read_document(folder / "end") or {})}
 
 
 @contextmanager
@@ -275,6 +290,11 @@ def run_names(volume: Volume) -> list[str]:
     """Names of all runs of a volume; one whose tables were removed is none."""
     names = _group_names(volume.path / "runs")
     return [name for name in names if (volume.path / "tiles" / name / "status" / "zarr.json").is_file()]
+
+
+def has_documents(volume: Volume, name: str) -> bool:
+    """Whether there was a run of this name, though its tables may be lost."""
+    return (volume.path / "runs" / name / "zarr.json").is_file()
 
 
 def _group_names(folder: Path) -> list[str]:

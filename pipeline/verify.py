@@ -6,22 +6,27 @@ An image or truth cannot, and is only named.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
-from pipeline.audit import TRUTH_VALUES, Checked, Difference, Part, Record, RecordSlice, Run, RunSlice
-from pipeline.errors import PipelineError
-from pipeline.geometry import Box
+from pipeline.audit import TRUTH_VALUES, Run, RunSlice
+from pipeline.errors import ExistsError, PipelineError
+from pipeline.geometry import Box, Triple
 from pipeline.ingest import Runner
 from pipeline.plan import CODEC_SHARDS, DEFAULT_SHARE
-from pipeline.readback import Finding, strips
-from pipeline.store import SHARD
-from pipeline.tables import run_names
+from pipeline.readback import Checked, Difference, Finding, Part, Record, RecordSlice, slice_box, strips
+from pipeline.store import ABSENT, SHARD
+from pipeline.tables import run_lock, run_names
 from pipeline.volume import Volume
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class Verified:
     truths, runs : int
         How many the volume has.
     findings : tuple of Finding
-        By slice; in each the image first, then truths, then runs.
+        By slice; in each first what the storage refuses, then what differs in image, truths and runs.
     marked : dict
         Blocks of each run that count as failed from now on.
     notes : tuple of str
@@ -82,7 +87,8 @@ def verify(volume: Volume, runner: Runner, mark: bool = True) -> Verified:
     runner : callable
         Calls a function on every slice, several at a time.
     mark : bool
-        Whether blocks of runs that differ are taken back, so that the next run makes them again.
+        Whether blocks of runs that differ are taken back, so that the next run makes them again: at the end, or when
+        it is interrupted, as far as it has come.
 
     Raises
     ------
@@ -91,26 +97,24 @@ def verify(volume: Volume, runner: Runner, mark: bool = True) -> Verified:
     """
     begin = time.monotonic()
     specimen = _Specimen(volume)
-    looks = runner(specimen.look, range(volume.shape[0]))
-    differences = [difference for look in looks for difference in look.differences]
-    marked: dict[str, int] = {}
-    notes = []
-    for run in specimen.runs if mark else ():
-        of_run = [difference for difference in differences if difference.source is run]
-        try:
-            written, blocks = run.take_back(of_run) if of_run else ([], 0)
-            differences = [difference for difference in differences if difference not in written]
-            marked |= {run.name: blocks} if blocks else {}
-        except PipelineError as error:  # it is at work, or nothing can be written: then it is only reported
-            notes.append(f"run {run.name}: what differs is not marked as failed: {error}")
+    marker = _Marker(volume)
+    try:
+        runner(specimen.look, range(volume.shape[0]))
+    except BaseException:  # Ctrl-C, say: what was found so far is no less true
+        if mark:
+            marker.mark(specimen.runs, specimen.differences())
+        raise
+    differences = specimen.differences()
+    if mark:
+        differences = marker.mark(specimen.runs, differences)
     return Verified(
         volume=str(volume.path),
         truths=len(specimen.truths),
         runs=len(specimen.runs),
-        checked=sum((look.checked for look in looks), Checked()),
+        checked=sum((look.checked for look in specimen.looks), Checked()),
         findings=(*specimen.missing(), *(difference.finding for difference in differences)),
-        marked=marked,
-        notes=tuple(notes),
+        marked=marker.marked,
+        notes=tuple(marker.notes),
         elapsed_s=round(time.monotonic() - begin, 3),
     )
 
@@ -135,9 +139,10 @@ def verify_threads(volume: Volume, cpus: int) -> int:
 
 
 class _Specimen:
-    """A volume as it is open while it is read back."""
+    """A volume as it is open while it is read back, and what was found in it so far."""
 
     def __init__(self, volume: Volume) -> None:
+        self.looks: list[_Look] = []
         self._volume = volume
         labels, names = volume.labels(), run_names(volume)
         self._image = Record(volume, "slices/image", volume.image, volume.slices)
@@ -147,39 +152,191 @@ class _Specimen:
             if label.kind == "truth"
         }
         self.runs = [Run(volume, name) for name in names if name in labels]
+        sources: list[Record | Run] = [self._image, *self.truths.values(), *self.runs]
+        for source in sources:
+            _ = source.kind.pyramid.levels  # opened now: one that cannot be is no finding of each slice
         self._unlisted = [name for name in names if name not in labels]
 
     def missing(self) -> list[Finding]:
         """Masks that are gone, and were gone at the start: that of a run which is being created comes last."""
-        names = set(self._unlisted) & set(run_names(self._volume)) - self._volume.labels().keys()
+        if not self._unlisted:
+            return []
         whole, reason = Box.whole(self._volume.shape), "is missing; the next run of this name makes it again"
+        try:
+            names = set(self._unlisted) & set(run_names(self._volume)) - self._volume.labels().keys()
+        except (PipelineError, OSError) as error:
+            return [Finding("labels", None, whole, _refusal(error))]
         return [Finding(f"labels/{name}", None, whole, reason) for name in sorted(names)]
 
-    def look(self, z: int) -> _Look:
+    def differences(self) -> list[Difference]:
+        """What was found so far, by slice."""
+        looks = sorted(self.looks, key=lambda look: look.z)
+        return [difference for look in looks for difference in look.differences]
+
+    def look(self, z: int) -> None:
         """Read one slice of everything, strip by strip."""
-        image = RecordSlice(self._image, z)
-        truths = {name: RecordSlice(record, z) for name, record in self.truths.items()}
-        runs = [RunSlice(run, z) for run in self.runs]
-        for run in runs:
-            run.prepare(truths)
-        for strip in strips(z, *self._volume.shape[1:]):
-            image.voxels.read(strip, "image")
-            traced = {name: truth.voxels.read(strip, f"truth {name}") for name, truth in truths.items()}
+        look = _Look(z, slice_box(z, self._volume.shape))
+        image = look.attempt(self._image.folder, RecordSlice, self._image, z)
+        truths = {
+            name: truth
+            for name, record in self.truths.items()
+            if (truth := look.attempt(record.folder, RecordSlice, record, z)) is not None
+        }
+        runs = [part for run in self.runs if (part := look.attempt(run.folder, self._prepared, run, z, truths))]
+        for strip in strips(z, self._volume.image.full.shards):
+            if image is not None:
+                look.attempt(image.folder, image.voxels.read, strip, "image")
+            traced = {
+                name: look.attempt(truth.folder, truth.voxels.read, strip, f"truth {name}")
+                for name, truth in truths.items()
+            }
             for run in runs:
-                run.read(strip, traced)
-        parts: list[Part] = [image, *truths.values(), *runs]
-        return _Look(
-            [difference for part in parts for difference in part.differences()],
-            sum((part.checked() for part in parts), Checked(slices=int(image.exists))),
-        )
+                look.attempt(run.folder, run.read, strip, traced)
+        parts: list[Part | None] = [image, *truths.values(), *runs]
+        for each in filter(None, parts):
+            look.finish(each)
+        look.checked += Checked(slices=int(image is not None and image.exists))
+        self.looks.append(look)
+
+    def _prepared(self, run: Run, z: int, truths: Mapping[str, RecordSlice]) -> RunSlice:
+        part = RunSlice(run, z)
+        part.prepare(truths)
+        return part
 
 
-@dataclass(frozen=True, slots=True)
 class _Look:
-    """What was found in one slice."""
+    """What was found in one slice.
 
-    differences: list[Difference]
-    checked: Checked
+    What the storage refuses is a finding too: it ends neither the look at the rest of the slice nor that at others.
+    """
+
+    def __init__(self, z: int, region: Box) -> None:
+        self.z, self.checked = z, Checked()
+        self.differences: list[Difference] = []
+        self._region = region
+        self._refused: set[str] = set()
+
+    def attempt(
+        self,
+        folder: str,
+        step: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result | None:
+        """Return what a step of reading one part returns; None where that, or an earlier one of it, is refused."""
+        return None if folder in self._refused else self._guarded(folder, step, *arguments, **named)
+
+    def finish(self, part: Part) -> None:
+        """Take what was found in a part, also in one that was refused later."""
+        self.attempt(part.folder, part.finish)
+        self.differences += self._guarded(part.folder, part.differences) or []
+        self.checked += part.checked()
+
+    def _guarded(
+        self,
+        folder: str,
+        step: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result | None:
+        try:
+            return step(*arguments, **named)
+        except (PipelineError, OSError) as error:
+            if folder not in self._refused:
+                self.differences.insert(0, Difference(Finding(folder, None, self._region, _refusal(error)), ABSENT))
+            self._refused.add(folder)
+        return None
+
+
+class _Marker:
+    """Takes back what runs have made that differs, run by run.
+
+    Attributes
+    ----------
+    marked : dict
+        Blocks of each run that count as failed from now on.
+    notes : list of str
+        Why there are others that do not.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.marked: dict[str, int] = {}
+        self.notes: list[str] = []
+        self._volume = volume
+
+    def mark(self, runs: Sequence[Run], differences: Sequence[Difference]) -> list[Difference]:
+        """Take back the blocks of all runs that differ; return what differs still, by slice."""
+        kept = [difference for difference in differences if difference.finding.run is None]
+        for run in runs:
+            kept += self._mark_run(run, [each for each in differences if each.finding.run == run.name])
+        return sorted(kept, key=_slice_of)
+
+    def _mark_run(self, run: Run, differences: Sequence[Difference]) -> list[Difference]:
+        """Take back the blocks of one run that differ; none of its slices is held while the next is looked at."""
+        slices = deque(list(of_slice) for _, of_slice in itertools.groupby(differences, _slice_of))
+        if not slices:
+            return []
+        kept: list[Difference] = []
+        try:
+            with run_lock(self._volume, run.name):
+                now = _reopened(run)
+                while slices:
+                    kept += self._mark_slice(now, slices[0])
+                    slices.popleft()
+        except (PipelineError, OSError) as error:  # it is at work, or nothing can be written: then it is only reported
+            self.notes.append(f"run {run.name}: what differs is not marked as failed: {error}")
+        return [*kept, *itertools.chain.from_iterable(slices)]
+
+    def _mark_slice(self, run: Run, differences: Sequence[Difference]) -> list[Difference]:
+        """Take back the blocks of one slice, but for what has been written since it was read."""
+        z = _slice_of(differences[0])
+        if z >= run.volume.shape[0]:
+            return []
+        recorded = RunSlice(run, z)
+        kept = [each for each in differences if recorded.witness(each.finding.region) == each.witness]
+        reasons = defaultdict(list)
+        for difference in kept:
+            for block in run.tables.grids.blocks.cover(difference.finding.region):
+                reasons[block].append(f"{difference.finding.place} {difference.finding.reason}")
+        for block, why in reasons.items():
+            _take_back(run, block, "; ".join(why))
+            self.marked[run.name] = self.marked.get(run.name, 0) + 1
+        return kept
+
+
+def _take_back(run: Run, block: Triple, reason: str) -> None:
+    """Call a block failed. Whenever the process is killed, no old record vouches for what is written here."""
+    run.tables.take_back(block)
+    # The levels are made again too, where not by the block then by who finds that this key is not theirs.
+    run.pyramid_key.write((slice(block[0], block[0] + 1),), ABSENT)
+    for name, table in run.arrays.items():
+        cells = run.cells(name, block)
+        values, damaged = table.survey(cells)
+        if damaged:  # else whoever reads all of a slice fails too
+            table.write(cells, values)
+    run.tables.disown(block, reason)
+
+
+def _reopened(run: Run) -> Run:
+    """Open a run anew, whose lock is held now.
+
+    Raises
+    ------
+    ExistsError
+        If it is not the run that was read any more.
+    """
+    now = Run(Volume(run.volume.path), run.name)
+    if (now.tables.recipe, now.tables.block, now.truths) != (run.tables.recipe, run.tables.block, run.truths):
+        raise ExistsError("another process has changed the run meanwhile; verify again")
+    return now
+
+
+def _refusal(error: Exception) -> str:
+    return str(error) if isinstance(error, PipelineError) else f"may not be read ({error})"
+
+
+def _slice_of(difference: Difference) -> int:
+    return difference.finding.region.start[0]
 
 
 def _number(count: int, noun: str) -> str:

@@ -99,7 +99,8 @@ class Ledger:
 
     def _lost(self, span: slice) -> NDArray[np.bool_]:
         """Slices whose digest has no file, though it was written: it is the first thing that is written of a slice."""
-        return self._shards.stored((span,)) & ~self._digest.stored((span,))
+        written = self._shards.stored((span,)) | self._mtime.stored((span,))
+        return written & ~self._digest.stored((span,))
 
     def fingerprint(self) -> str:
         """Digest of the digests of all slices, 16 hexadecimal digits."""
@@ -401,7 +402,10 @@ def staging_folder(volume: Path, what: str) -> Iterator[Path]:
     staging = beside(volume, "staging") / what
     with disk_errors(volume):
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        try:
+            staging.mkdir(parents=True)
+        except FileNotFoundError:  # another process has just removed the empty folder around it
+            staging.mkdir(parents=True)
     try:
         yield staging
     finally:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamageError
+from pipeline.errors import DamageError, UnavailableError
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.scratch import scratch
 from pipeline.store import CHUNK, SHARD, ShardedArray
 from pipeline.volume import Volume
 
+SILENT_SHARDS = 2  # that do not answer are bad sectors; more are a store that is away, and each costs seconds
 Lost = list[tuple[Box, str]]
 """Voxels that could not be read, and why."""
 
@@ -37,20 +38,24 @@ def read_stored(volume: Volume, array: ShardedArray, box: Box, digests: NDArray[
     try:
         volume.check_stored(array, box, digests)
         array.read(box, out)
-    except DamageError:
+    except (DamageError, UnavailableError):
         return _read_shards(volume, array, box, digests, out)
     return []
 
 
 def _read_shards(volume: Volume, array: ShardedArray, box: Box, digests: NDArray[np.uint64], out: NDArray[Any]) -> Lost:
     lost = []
+    silent = 0
     for shard in array.shards.cover(box):
         part = array.shards.box(shard) & box
         values = np.zeros(part.shape, out.dtype)
         try:
             volume.check_stored(array, part, digests)
             array.read(part, values)
-        except DamageError as error:
+        except (DamageError, UnavailableError) as error:
+            silent += isinstance(error, UnavailableError)
+            if silent > SILENT_SHARDS:
+                raise
             values[:] = 0
             lost.append((part, str(error)))
         out[part.relative_to(box.start).slices] = values

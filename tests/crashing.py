@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -18,8 +19,6 @@ import numpy as np
 from pipeline import runs, segment, sync
 from pipeline.configfile import load_config
 from pipeline.geometry import Box
-from pipeline.store import ShardedArray
-from pipeline.table import Table
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 from tests.builders import run_config
@@ -80,7 +79,7 @@ _TABLES = ("threshold", "status", "mask_key", "shard_digest", "pyramid_key")
 
 def _run(path: Path, log: Path, kill_at: int | None, options: dict[str, Any]) -> None:
     _watch(log, kill_at)
-    runs.run(run_config(Volume(path), **options))
+    runs.run(run_config(Volume(path), **options), replace=True)
 
 
 def _sync(config: Path, log: Path, kill_at: int | None) -> None:
@@ -97,12 +96,12 @@ def _watch(log: Path, kill_at: int | None) -> None:
             file.write(f"{what} {str(block).replace(' ', '')}\n")
 
     def counted(write: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             nonlocal writes
             writes += 1
             if writes == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return write(self, *arguments, **named)
+            return write(*arguments, **named)
 
         return call
 
@@ -117,6 +116,7 @@ def _watch(log: Path, kill_at: int | None) -> None:
         say("recorded", self.index)
 
     segment._Block._compute, segment._Block._remember = begin, record  # type: ignore[method-assign]
-    Table.write = counted(Table.write)  # type: ignore[method-assign]
-    ShardedArray.write = counted(ShardedArray.write)  # type: ignore[method-assign]
-    ShardedArray._publish = counted(ShardedArray._publish)  # type: ignore[method-assign]
+    # Whatever changes on disk, zarr's files included, does so by one of these.
+    Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+    Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]
+    shutil.rmtree = counted(shutil.rmtree)  # type: ignore[assignment]

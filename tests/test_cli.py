@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import os
@@ -340,6 +341,28 @@ def test_damaged_shard_is_named_the_rest_is_done_and_what_is_mended_is_done_late
     assert_same_run(brain, "otsu", "done")
 
 
+def test_version_is_that_of_the_package():
+    answer = kesm("--version")
+    assert (answer.code, answer.out) == (0, f"kesm {importlib.metadata.version('kesm-pipeline')}\n")
+
+
+@pytest.mark.parametrize("array", ["labels/done/0", "labels/done/1", "tiles/done/mask_key"])
+def test_run_whose_arrays_cannot_be_opened_is_replaced(brain, array):
+    kesm("run", brain, "--truth", "groundtruth", "--name", "reference")
+    (brain / array / "zarr.json").write_text("{")
+    words = ("run", brain, "--truth", "groundtruth", "--name", "done", "--replace", "--json")
+    assert kesm(*words).document["tiles"]["reused"] == 0
+    assert kesm(*words).document["tiles"]["reused"] == 12
+    assert_same_run(brain, "done", "reference")
+
+
+def test_run_whose_tables_are_lost_is_made_again(brain):
+    kesm("run", brain, "--truth", "groundtruth", "--name", "reference")
+    shutil.rmtree(brain / "tiles" / "done")
+    assert kesm("run", brain, "--truth", "groundtruth", "--name", "done", "--json").document["tiles"]["done"] == 12
+    assert_same_run(brain, "done", "reference")
+
+
 def test_second_process_on_a_run_is_turned_away(brain):
     with FileLock("brain.zarr.run-otsu.lock"):
         answer = kesm_process("run", brain)
@@ -391,7 +414,7 @@ def test_run_that_is_stopped_before_it_starts_says_so(brain, monkeypatch):
     monkeypatch.setattr("pipeline.runs.run_plan", interrupt)
     answer = kesm("run", brain)
     assert (answer.code, answer.out) == (130, "")
-    assert answer.err == "stopped before anything was written\ninterrupted\n"
+    assert answer.err == "stopped before any block was done; give the same command to go on\ninterrupted\n"
     answer = kesm("run", brain, "--name", "done", "--region", "z=0:1")
     assert answer.err.startswith("stopped: 4 of 4 tiles are done and kept")
 

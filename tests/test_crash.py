@@ -20,7 +20,7 @@ from tests.crashing import assert_same_arrays, redone, start
 
 SHAPE = (5, 2100, 600)  # two shards a slice, five levels, one slice absent
 RECIPE = {"denoise": {"method": "median", "size": [3, 3, 3]}}
-WRITES = 80  # of a whole run, roughly
+WRITES = 120  # of a whole run, roughly
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def killed(volume: Volume, name: str, seed: int, kills: int) -> int:
             time.sleep(chance.uniform(0.05, 0.6))
             process.kill()
         process.join(60)
+        assert process.exitcode in (0, -signal.SIGKILL)
         in_time += process.exitcode != 0
     assert redone(log) == []
     return in_time
@@ -47,7 +48,7 @@ def killed(volume: Volume, name: str, seed: int, kills: int) -> int:
 def check_goes_on(volume: Volume, name: str) -> None:
     assert run(run_config(volume, name, **RECIPE)).tiles.failed == 0
     assert_same_arrays(volume.path, name, "reference")
-    assert list(RunTables(volume, name).failures()) == []
+    assert list(RunTables(volume, name).failures("groundtruth")) == []
     assert not beside(volume.path, "staging").exists()
     assert list(volume.path.rglob("*.partial")) == []
     again = run(run_config(volume, name, **RECIPE)).tiles
@@ -58,6 +59,19 @@ def test_killed_runs_go_on(volume: Volume) -> None:
     for seed in range(2):
         killed(volume, f"killed{seed}", seed, kills=4)
         check_goes_on(volume, f"killed{seed}")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_run_that_is_killed_while_it_replaces_another_goes_on(volume: Volume, seed: int) -> None:
+    run(run_config(volume, "killed", **RECIPE | {"tile": 256}))
+    before = len(RunTables(volume, "killed").attempts())
+    RunTables(volume, "killed").disown((0, 0, 0), "an old reason")
+    chance = random.Random(seed)
+    for kill_at in sorted(chance.sample(range(1, 60), 4)):
+        start(volume.path, volume.path.with_name("log"), kill_at, name="killed", **RECIPE).join(60)
+    assert run(run_config(volume, "killed", **RECIPE), replace=True).failures == []
+    assert_same_arrays(volume.path, "killed", "reference")
+    assert len(RunTables(volume, "killed").attempts()) > before
 
 
 @pytest.mark.slow

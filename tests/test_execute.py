@@ -32,7 +32,7 @@ from pipeline.geometry import Box, Grid
 from pipeline.plan import Plan, make_plan
 from pipeline.report import Summary, summarise
 from pipeline.runs import run, run_plan
-from pipeline.store import SHARD
+from pipeline.store import SHARD, ShardedArray
 from pipeline.tables import Grids, RunTables
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
@@ -158,7 +158,7 @@ def test_second_run_does_nothing_and_a_new_truth_only_counts(volume: Volume, ref
     assert counted.tiles.reused == 0
     assert {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in before} == before
     assert run(run_config(volume, "again")).tiles.reused == counted.tiles.total
-    assert len(RunTables(volume, "again").attempts()) == 3
+    assert len(RunTables(volume, "again").attempts()) == 2
 
 
 def test_parts_of_slices_are_reused_and_made_again_one_by_one(volume: Volume, reference: Summary) -> None:
@@ -169,6 +169,21 @@ def test_parts_of_slices_are_reused_and_made_again_one_by_one(volume: Volume, re
     again = run(run_config(volume, "parts"))
     assert total - again.tiles.reused == 2  # the tiles of that shard
     assert_same(volume, again, reference)
+
+
+def test_mask_that_is_found_damaged_when_its_levels_are_made_is_made_again(volume: Volume, reference: Summary) -> None:
+    run_plan(with_blocks(make_plan(run_config(volume, "levels")), (1, 2048, 2048)), ThreadsCluster(), ignore)
+    mask = volume.label("levels").full
+    mask.shard_file((1, 0, 0)).write_bytes(b"rotten")
+    RunTables(volume, "levels").pyramid_key.write((slice(1, 2),), 0)  # as if killed before the levels were made
+    again = run(run_config(volume, "levels"))
+    assert (again.tiles.failed, list(again.failures)) == (0, [])
+    assert_same(volume, again, reference)
+    for level in volume.label("levels").levels[1:]:
+        theirs = volume.label("reference").path / level.path.name
+        np.testing.assert_array_equal(
+            level.read(Box.whole(level.shape)), ShardedArray(theirs).read(Box.whole(level.shape))
+        )
 
 
 def test_region_equals_that_part_of_a_whole_run(volume: Volume, reference: Summary) -> None:

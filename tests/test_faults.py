@@ -10,15 +10,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
 
 from pipeline import disk
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.report import summarise
 from pipeline.runs import run
-from pipeline.volume import Volume
-from tests.builders import build_volume, run_config
+from pipeline.tables import RunTables
+from pipeline.volume import Ledger, Volume
+from tests.builders import MAPPING, build_volume, run_config
 from tests.crashing import assert_same_arrays
 
 SHAPE = (3, 600, 600)
@@ -126,13 +128,61 @@ def test_storage_that_answers_late_costs_nothing(tmp_path: Path, stale: list[OSE
 
 def test_storage_that_does_not_answer_fails_the_block_and_not_the_run(tmp_path: Path, stale: list[OSError]) -> None:
     volume = build_volume(tmp_path / "brain.zarr", SHAPE)
-    stale += [OSError(errno.ETIMEDOUT, "Connection timed out")] * 4
+    stale += [OSError(errno.ETIMEDOUT, "Connection timed out")] * 8  # for the strip, and for its only shard
     bad = run(run_config(volume))
     assert (bad.tiles.failed, bad.tiles.done) == (4, 8)
     ((box, reason),) = bad.failures
     assert str(box) == "z=1:2,y=0:600,x=0:600"
     assert "the storage does not answer ([Errno 110] Connection timed out)" in reason
     assert run(run_config(volume)).tiles.reused == 8
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["does not answer", "damaged"])
+def test_record_of_a_truth_that_cannot_be_read_costs_no_mask(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    mask = volume.label("otsu").full
+    before = {path: path.stat().st_mtime_ns for path in mask.path.rglob("*") if path.is_file()}
+    record = volume.path / "slices" / "labels" / "groundtruth" / "digest" / "c" / "0"
+    content = record.read_bytes()
+    flip(record)
+    with monkeypatch.context() as patch:
+        if silent:
+            flip(record)
+
+            def refuse(self: Ledger, start: int = 0, stop: int | None = None) -> object:
+                if "groundtruth" in str(self._path) and stop == 1:
+                    raise UnavailableError("the storage does not answer")
+                return digests(self, start, stop)
+
+            digests = Ledger.shard_digests
+            RunTables(volume, "otsu").truth("groundtruth").counts_key.write((slice(0, 1),), 1)
+            patch.setattr(Ledger, "shard_digests", refuse)
+        bad = run(run_config(volume))
+    assert (bad.tiles.failed, bad.tiles.reused) == (4, 8)
+    record.write_bytes(content)
+    assert run(run_config(volume)).tiles.failed == 0
+    if not silent:  # a store that is away is not asked whether the mask is still right
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert_same_arrays(volume.path, "otsu", "reference")
+
+
+def test_failed_comparison_is_told_of_its_truth_only(volume: Volume) -> None:
+    shard = volume.truth("groundtruth")[0].full.shard_file((0, 0, 0))
+    content = shard.read_bytes()
+    other, ledger = volume.create_truth("other", MAPPING)
+    volume.staging.mkdir(parents=True)
+    ledger.record(0, other.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), volume.staging), "0.png", 0)
+    volume.publish_label("other")
+    RunTables(volume, "otsu").truth("groundtruth").counts_key.write((), 0)
+    remove(shard)
+    assert run(run_config(volume)).tiles.failed == 4
+    for truth in ("other", None):
+        assert list(run(run_config(volume, truth=truth)).failures) == []
+    ((_, reason),) = summarise(volume, "otsu", "groundtruth").failures
+    assert "labels/groundtruth/0/c/0/0/0 is missing" in reason
+    shard.write_bytes(content)
+    assert list(run(run_config(volume)).failures) == []
 
 
 FEW_FILES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from filelock import FileLock
 from pipeline.errors import LockedError, SchedulerError
 from pipeline.report import describe
 from pipeline.runs import run
-from pipeline.tables import RunTables, run_names
+from pipeline.store import read_document
+from pipeline.tables import RunTables, run_lock, run_names
 from pipeline.volume import Volume, beside
 from tests.builders import build_volume, run_config
 
@@ -37,6 +39,41 @@ def test_attempts_are_appended_with_who_and_what(tmp_path: Path) -> None:
     assert (first["ending"], second["ending"]) == ("finished", "finished")
     assert set(first["packages"]) >= {"kesm-pipeline", "zarr", "numpy", "python"}
     assert {"host", "user", "command", "started", "ended"} <= set(first)
+
+
+def test_run_of_what_is_done_leaves_every_byte_as_it_was(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (3, 600, 600), absent=(1,))
+    first = run(run_config(volume))
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    again = run(run_config(volume))
+    assert (again.counts, again.macro, again.levels) == (first.counts, first.macro, first.levels)
+    assert again.tiles == replace(first.tiles, reused=first.tiles.done)
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_mask_says_how_it_was_made(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    summary = run(run_config(volume))
+    document = read_document(volume.path / "labels" / "otsu")
+    assert document is not None
+    provenance = document["kesm"]["provenance"]
+    assert provenance == RunTables(volume, "otsu").latest_attempt()
+    assert provenance["recipe"] == RunTables(volume, "otsu").recipe
+    assert provenance["counts"] == summary.document()["counts"]
+    assert provenance["inputs"]["image"] == volume.slices.fingerprint()
+    assert document["ome"]["image-label"]
+
+
+def test_staging_of_other_runs_that_died_is_swept(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
+    dead, alive = (beside(volume.path, "staging") / f"run-{name}" / "half" for name in ("dead", "alive"))
+    for left in (dead, alive):
+        left.mkdir(parents=True)
+    with run_lock(volume, "alive"):
+        run(run_config(volume))
+    assert not dead.exists()
+    assert alive.exists()
 
 
 def test_second_run_of_a_name_is_refused_and_another_name_is_not(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def recorded(**slices: int) -> dict[int, tuple[str, int]]:
     return {z: (".".join(name.rsplit("_", 1)), TIME_NS) for name, z in slices.items()}
 
 
-def images(folder: Path, ledger: Mapping[int, tuple[str, int]], number: str | None = NUMBER, first: int = 0) -> Changes:
+def images(
+    folder: Path, ledger: Mapping[int, tuple[str | None, int]], number: str | None = NUMBER, first: int = 0
+) -> Changes:
     source = ImageFolder(folder=folder, number=number, first=first)
     return find_images(list_source(source, "sync.images"), ledger, VOLUME)
 
@@ -202,6 +204,38 @@ def test_slices_of_a_killed_sync_keep_their_places(tmp_path):
 def test_order_in_doubt_is_refused(tmp_path, files, ledger, message):
     with pytest.raises(ConfigError, match=message):
         images(fill(tmp_path, *files), ledger, number=None)
+
+
+def test_order_is_refused_without_the_names_of_all_slices(tmp_path):
+    fill(tmp_path, "a.png", "b.png", "c.png")
+    ledger = {**recorded(b_png=1), 0: (None, TIME_NS), 2: (None, TIME_NS)}
+    with pytest.raises(
+        ConfigError, match=r"^sync\.images: the name of the file of slice 0, 2 is lost from brain\.zarr"
+    ):
+        images(tmp_path, ledger, number=None)
+
+
+# names that are lost
+
+
+@pytest.mark.parametrize(
+    ("files", "ledger", "expected"),
+    [
+        pytest.param(["s_0.png", "s_1.png"], {0: ("s_0.png", TIME_NS), 1: (None, TIME_NS)},
+                     ({1: "s_1.png"}, [], [], {}), id="its file is there"),
+        pytest.param(["s_0.png"], {0: ("s_0.png", TIME_NS), 1: (None, TIME_NS)}, ({}, [], [], {}),
+                     id="its file is not"),
+        pytest.param(["s_0.png"], {0: (None, TIME_NS), 1: (None, TIME_NS)}, ({0: "s_0.png"}, [], [], {}), id="all"),
+    ],
+)  # fmt: skip
+def test_slice_whose_name_is_lost_is_taken_again_by_its_number(tmp_path, files, ledger, expected):
+    assert named(images(fill(tmp_path, *files), ledger)) == expected
+
+
+def test_truth_is_for_no_image_whose_name_is_lost(tmp_path):
+    source = TruthFolder(folder=fill(tmp_path, "s_0.tif", "s_1.tif"))
+    changes = find_truths(list_source(source, "sync.truth"), {}, {0: "s_0.png", 1: None}, VOLUME)
+    assert named(changes) == ({0: "s_0.tif"}, ["s_1.tif"], [], {})
 
 
 # truths

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import time
 import warnings
@@ -340,3 +341,9 @@ def test_slices_are_decoded_in_threads_and_damage_stays_with_its_slice(tmp_path,
 def test_real_tile_equals_the_read_of_scikit_image():
     (page,) = find_pages([TILE])
     np.testing.assert_array_equal(read_page(page), skimage.io.imread(TILE))
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "s1.tif")
+    with pytest.raises(UnsupportedImageError, match=r"^s1\.tif: is no regular file; leave it out$"):
+        find_pages([tmp_path])

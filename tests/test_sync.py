@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,13 +25,16 @@ import yaml
 from PIL import Image
 
 from pipeline import cli
+from pipeline import sync as sync_module
+from pipeline.arrivals import gather
 from pipeline.configfile import load_config
-from pipeline.errors import LockedError
+from pipeline.errors import LockedError, StorageError
 from pipeline.geometry import Box
+from pipeline.ingest import SliceJob
 from pipeline.lock import locked
 from pipeline.sync import Synced, sync
-from pipeline.tables import RunTables, run_lock
-from pipeline.volume import Volume
+from pipeline.tables import RunTables, Status, run_lock
+from pipeline.volume import Ledger, Volume
 from tests.builders import textured
 from tests.contract import check_document
 
@@ -354,6 +358,102 @@ def test_bad_file_in_order_leaves_no_gap_and_a_late_one_keeps_its_place(lab):
     np.testing.assert_array_equal(voxels(lab), np.stack([grey(n) for n in (1, 3, 4, 5)]))
 
 
+def lose_name(lab: Lab, z: int) -> Path:
+    """Remove the document that says which file a slice came from."""
+    folder = lab.path / "slices" / "image" / "files" / f"{z:06d}"
+    return Path(shutil.move(folder, lab.folder / "lost"))
+
+
+@pytest.mark.parametrize("z", [1, 3], ids=["inside", "last"])
+def test_order_needs_the_name_of_every_slice(synced, z):
+    synced.config.write_text(IN_ORDER)
+    lost = lose_name(synced, z)
+    assert refusal(synced) == (
+        f"sync.images: the name of the file of slice {z} is lost from brain.zarr, and names alone say where files "
+        "belong; give `sync.images.number`, a pattern that finds the slice in each name, or restore "
+        f"slices/image/files/00000{z}/zarr.json from a copy of the volume"
+    )
+    shutil.move(lost, synced.path / "slices" / "image" / "files" / f"{z:06d}")
+    assert synced.sync().images.added == ()
+
+
+def test_lost_name_is_found_again_by_number(synced):
+    lose_name(synced, 3)
+    done = synced.sync()
+    assert (done.images.added, done.images.replaced, done.truths.replaced) == ((), (3,), ())
+    assert done.run.tiles.reused == 8
+    assert synced.volume.slices.source(3) == "s_004.png"
+
+
+def test_lost_name_is_not_missed(synced):
+    lose_name(synced, 1)
+    (synced.images / "s_002.png").unlink()
+    done = synced.sync()
+    assert (done.images.vanished, done.set_aside, done.run.tiles.reused) == ({}, (), 8)
+    assert [note.reason for note in done.waiting] == ["waits for an image of its name"]  # its truth does
+
+
+def spoil(*paths: Path) -> Callable[[object], None]:
+    """Observer that cuts files once they have been decoded and are about to be written."""
+
+    def observe(event: object) -> None:
+        if getattr(event, "what", "") == "image":
+            for path in paths:
+                cut(path)
+
+    return observe
+
+
+def test_file_that_is_spoilt_late_holds_up_those_behind_it_where_order_counts(synced):
+    synced.config.write_text(IN_ORDER)
+    for number in (5, 6, 7):
+        synced.image(number)
+        synced.truth(number)
+    done = synced.sync(observer=spoil(synced.images / "s_006.png"))
+    assert (done.images.added, done.truths.added) == ((4,), (4,))
+    assert [note.file for note in done.set_aside] == ["s_006.png"]
+    assert [(note.file, note.reason) for note in done.waiting] == [
+        ("s_007.png", "comes after s_006.png, which cannot be read"),
+        ("s_006.png", "waits for its image"),
+        ("s_007.png", "waits for its image"),
+    ]
+    done = synced.sync()
+    assert (done.images.added, done.truths.added) == ((5,), (5,))  # where the spoilt one would have gone
+    assert [synced.volume.slices.source(z) for z in (4, 5)] == ["s_005.png", "s_007.png"]
+    assert (voxels(synced, "traced")[6:] == 127).all()
+
+
+def test_slice_that_cannot_be_recorded_leaves_no_gap(synced, monkeypatch):
+    synced.config.write_text(IN_ORDER)
+    for number in (5, 6):
+        synced.image(number)
+    write, record = SliceJob.write, Ledger.record
+    both, refused = threading.Barrier(2), threading.Event()
+
+    def write_second_after_refusal(job: SliceJob, task: tuple[Any, int]) -> Any:
+        both.wait(20)
+        if task[1] == 5:
+            assert refused.wait(20)
+        return write(job, task)
+
+    def refuse_once(ledger: Ledger, z: int, *rest: Any) -> None:
+        if z == 4 and not refused.is_set():
+            refused.set()
+            raise StorageError("the disk is full")
+        record(ledger, z, *rest)
+
+    monkeypatch.setattr(SliceJob, "write", write_second_after_refusal)
+    monkeypatch.setattr(Ledger, "record", refuse_once)
+    with pytest.raises(StorageError, match="the disk is full"):
+        synced.sync()
+    monkeypatch.undo()
+    here = synced.volume.slices.present()
+    assert here[4] >= here[5]
+    synced.sync()
+    assert [synced.volume.slices.source(z) for z in (4, 5)] == ["s_005.png", "s_006.png"]
+    np.testing.assert_array_equal(voxels(synced)[4:], np.stack([grey(5), grey(6)]))
+
+
 # what has to wait
 
 
@@ -464,16 +564,16 @@ def test_where_no_file_can_be_read_there_is_no_volume(lab):
     assert not lab.path.exists()
 
 
-def test_file_that_is_spoilt_after_it_was_decoded_is_set_aside(synced):
-    synced.image(5)
+def test_file_that_is_spoilt_after_it_was_decoded_is_set_aside(synced, monkeypatch):
+    synced.truth(5)
     synced.image(6)
-
-    def spoil(event: object) -> None:
-        if getattr(event, "what", "") == "image":
-            cut(synced.images / "s_005.png")
-
-    done = synced.sync(observer=spoil)
+    gathered = []
+    monkeypatch.setattr(sync_module, "gather", lambda *given: gathered.append(gather(*given)) or gathered[0])
+    done = synced.sync(observer=spoil(synced.image(5)))
     assert (done.images.added, [note.file for note in done.set_aside], done.gaps) == ((5,), ["s_005.png"], ((4, 5),))
+    assert (done.truths.added, [note.reason for note in done.waiting]) == ((), ["waits for its image"])
+    ((arrivals),) = gathered
+    assert (arrivals.set_aside, arrivals.waiting) == ((), ())  # what was found is not what became of it
 
 
 def test_truth_of_another_meaning_is_set_aside(synced):
@@ -652,6 +752,20 @@ def test_slices_are_not_replaced_under_a_run(synced):
     assert synced.sync().images.replaced == (1,)
 
 
+def test_added_slices_do_not_wait_for_a_run_as_replaced_ones_do(synced):
+    synced.image(2, seed=99)
+    synced.image(5)
+    synced.truth(5)
+    with run_lock(synced.volume, "otsu"):
+        answer = kesm("sync", synced.config)
+    assert (answer.code, answer.out) == (4, "")
+    np.testing.assert_array_equal(voxels(synced)[[1, 4]], np.stack([grey(2), grey(5)]))
+    np.testing.assert_array_equal(voxels(synced, "traced")[4], drawing(5))
+    done = synced.sync()
+    assert (done.images.added, done.images.replaced, done.truths.added) == ((), (1,), ())
+    assert (done.run.tiles.done, done.gaps) == (10, ())
+
+
 def test_slices_that_another_process_has_added_meanwhile_are_not_overwritten(synced):
     more = save(synced.folder / "more.png", grey(9))
 
@@ -738,6 +852,29 @@ def test_slice_that_was_being_written_keeps_its_place_without_a_number(synced, n
     assert (done.images.added, done.gaps, done.set_aside) == (tuple(sorted({number - 1, 4 + (number == 5)})), (), ())
     np.testing.assert_array_equal(voxels(synced)[number - 1], grey(99))
     np.testing.assert_array_equal(voxels(synced)[-1], grey(6))
+
+
+@pytest.mark.parametrize("end", [Path.unlink, cut], ids=["gone", "bad"])
+@pytest.mark.parametrize("gone", [[2], [1, 2, 3, 4]], ids=["one", "all"])
+def test_slice_that_was_lost_while_it_was_replaced_leaves_nothing_in_the_run(lab, end: Callable[[Path], object], gone):
+    lab.config.write_text(TEXT.replace("[3, 3, 3]", "[1, 3, 3]"))  # no neighbour is to be done again
+    for number in (1, 2, 3, 4):
+        lab.image(number)
+    lab.truth(2)
+    lab.sync()
+    assert voxels(lab, "otsu").any(axis=(1, 2)).all()
+    for number in gone:
+        lab.volume.slices.forget(number - 1)  # as a process that dies there leaves it
+        end(lab.images / f"s_{number:03d}.png")
+    done = lab.sync()
+    assert (done.run.tiles.done, done.run.tiles.absent) == (8 - 2 * len(gone), 2 * len(gone))
+    assert (done.run.annotated, done.images.added, done.gaps) == (0, (), ((gone[0] - 1, gone[-1]),))
+    lost = [number - 1 for number in gone]
+    assert not voxels(lab, "otsu")[lost].any()
+    assert (RunTables(lab.volume, "otsu").status.read()[lost] == Status.ABSENT).all()
+    before = tree(lab.path)
+    lab.sync()
+    assert tree(lab.path) == before
 
 
 # the command

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import audit
+from pipeline import audit, readback
+from pipeline import verify as verifying
 from pipeline.config import Recipe
-from pipeline.errors import UnavailableError
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.execute import ThreadRunner
 from pipeline.geometry import Box
 from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
@@ -25,7 +28,8 @@ from pipeline.store import ShardedArray
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_lock
 from pipeline.verify import Verified, slice_bytes, verify, verify_threads
-from pipeline.volume import Volume
+from pipeline.volume import Ledger, Volume
+from tests import crashing
 from tests.builders import MAPPING, build_volume, run_config, textured
 from tests.contract import check_document
 from tests.test_cli import kesm, read_only
@@ -273,7 +277,7 @@ def test_damaged_tables_are_named_marked_and_made_again(
     verified = looked(volume)
     assert places(verified) == {str(file.relative_to(volume.path)) for file in files.values()}
     assert verified.marked == {"parts": len(files)}
-    reasons = " ".join(reason for _, reason in RunTables(volume, "parts").failures())
+    reasons = " ".join(reason for _, reason in RunTables(volume, "parts").failures("groundtruth"))
     assert all(str(file.relative_to(volume.path)) in reasons for file in files.values())
     assert summarise(volume, "parts", "groundtruth").tiles.failed == 16 + 4 + 4 + 1 + 16 + 16 + 4
     run(run_config(volume, "parts"))
@@ -566,7 +570,7 @@ def test_read_only_volume(small: Volume) -> None:
 
 @pytest.mark.parametrize("which", ["run", "image"])
 def test_what_is_written_meanwhile_is_no_difference(small: Volume, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = audit.RunSlice if which == "run" else audit.RecordSlice
+    part = audit.RunSlice if which == "run" else readback.RecordSlice
     (small.label("otsu") if which == "run" else small.image).full.shard_file((0, 0, 0)).unlink()
     again = part.again
 
@@ -591,7 +595,7 @@ def test_what_was_made_again_before_it_was_marked_is_no_difference(small: Volume
         return results
 
     assert verify(small, slowly).findings == ()
-    assert [reason for _, reason in tables.failures()] == ["by another verify"]
+    assert [reason for _, reason in tables.failures("groundtruth")] == ["by another verify"]
 
 
 def test_storage_that_does_not_answer_costs_no_mask(small: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,7 +610,168 @@ def test_storage_that_does_not_answer_costs_no_mask(small: Volume, monkeypatch: 
     (finding,) = looked(small).findings
     assert (finding.place, finding.run) == ("labels/otsu/0/c/1/0/0", None)
     assert finding.reason == "the storage does not answer"
-    assert not list(RunTables(small, "otsu").failures())
+    assert not list(RunTables(small, "otsu").failures("groundtruth"))
+
+
+def refusing(plain: Callable[..., Any], refused: Path | int, error: Exception) -> Callable[..., Any]:
+    """Return a method that fails for one path, or one slice."""
+
+    def call(self: Any, *arguments: Any) -> Any:
+        if refused in (getattr(self, "path", None), *arguments[:1]):
+            raise error
+        return plain(self, *arguments)
+
+    return call
+
+
+REFUSALS: dict[str, tuple[type, str, str | int, Exception, list[str]]] = {
+    "document": (Ledger, "source", 1, StorageError("permission denied"), ["slices/image"]),
+    "truth": (Table, "survey", "slices/labels/groundtruth/mtime", UnavailableError("no answer"),
+              ["slices/labels/groundtruth"] * 2),
+    "image": (Table, "stored", "slices/image/digest", PermissionError(13, "denied"), ["slices/image"] * 2),
+    "table": (Table, "survey", "tiles/second/truth/groundtruth/histogram", StorageError("too many open files"),
+              ["tiles/second"] * 2),
+    "chunk": (Table, "stored", "tiles/second/mask_key", OSError(116, "stale"), ["tiles/second"] * 2),
+    "voxels": (ShardedArray, "read", "labels/second/0", UnavailableError("no answer"), ["labels/second/0"] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", REFUSALS)
+def test_what_is_refused_ends_nothing_and_costs_nothing(
+    small: Volume, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(run_config(small, "second"))
+    before = {path: path.read_bytes() for path in small.path.glob("tiles/second/**/c/**/*") if path.is_file()}
+    small.label("otsu").full.shard_file((0, 0, 0)).unlink()
+    owner, method, refused, error, folders = REFUSALS[which]
+    place = refused if isinstance(refused, int) else small.path / refused
+    monkeypatch.setattr(owner, method, refusing(getattr(owner, method), place, error))
+    verified = looked(small)
+    others = [found for found in verified.findings if found.place != "labels/otsu/0/c/0/0/0"]
+    assert [found.array for found in others] == folders
+    assert {(found.run, str(error) in found.reason) for found in others} == {(None, True)}
+    assert (len(verified.findings), verified.marked, verified.notes) == (len(others) + 1, {"otsu": 1}, ())
+    assert not list(RunTables(small, "second").failures("groundtruth"))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_storage_that_is_away_is_not_asked_for_every_shard(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def away(array: ShardedArray, box: Box, out: Any = None) -> Any:
+        asked.append(box)
+        raise UnavailableError("the storage does not answer")
+
+    monkeypatch.setattr(ShardedArray, "read", away)
+    verified = looked(volume)
+    assert len(verified.findings) == 2 * 4
+    assert {finding.shard for finding in verified.findings} == {None}
+    assert len(asked) == 2 * 4 * (1 + readback.SILENT_SHARDS + 1)
+
+
+def test_marking_that_is_refused_is_a_note(small: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    for z in range(2):
+        small.label("otsu").full.shard_file((z, 0, 0)).unlink()
+    disown = RunTables.disown
+
+    def once(tables: RunTables, block: Any, reason: str) -> None:
+        if block[0] == 1:
+            raise PermissionError(13, "denied")
+        disown(tables, block, reason)
+
+    monkeypatch.setattr(RunTables, "disown", once)
+    verified = looked(small)
+    assert (len(verified.findings), verified.marked) == (2, {"otsu": 1})
+    assert verified.notes == ("run otsu: what differs is not marked as failed: [Errno 13] denied",)
+
+
+def test_run_that_is_replaced_meanwhile_is_left_alone(small: Volume) -> None:
+    small.label("otsu").full.shard_file((0, 0, 0)).unlink()
+
+    def slowly(function: Callable[[Any], Any], items: Sequence[Any], what: str = "") -> list[Any]:
+        results = [function(item) for item in items]
+        run(run_config(small, tile=256), replace=True)
+        return results
+
+    verified = verify(small, slowly)
+    assert verified.marked == {}
+    assert verified.notes == (
+        "run otsu: what differs is not marked as failed: another process has changed the run meanwhile; verify again",
+    )
+    assert looked(small).findings == ()
+
+
+def test_what_was_found_before_an_interrupt_is_marked(small: Volume) -> None:
+    for z in range(2):
+        small.label("otsu").full.shard_file((z, 0, 0)).unlink()
+
+    def interrupted(function: Callable[[Any], Any], items: Sequence[Any], what: str = "") -> list[Any]:
+        function(items[0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(small, interrupted, mark=False)
+    assert not list(RunTables(small, "otsu").failures("groundtruth"))
+    with pytest.raises(KeyboardInterrupt):
+        verify(small, interrupted)
+    (failure,) = RunTables(small, "otsu").failures("groundtruth")
+    assert failure == (Box((0, 0, 0), (1, 600, 700)), "labels/otsu/0/c/0/0/0 is missing")
+
+
+def test_one_slice_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (6, 40, 50))
+    run(run_config(volume))
+    for z in range(6):
+        volume.label("otsu").full.shard_file((z, 0, 0)).unlink()
+    held: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Counted(audit.RunSlice):
+        def __init__(self, *arguments: Any) -> None:
+            nonlocal most
+            super().__init__(*arguments)
+            held.add(self)
+            most = max(most, len(held))
+
+    def looks_done(function: Callable[[Any], Any], items: Sequence[Any], what: str = "") -> list[Any]:
+        results = [function(item) for item in items]
+        monkeypatch.setattr(verifying, "RunSlice", Counted)
+        return results
+
+    assert verify(volume, looks_done).marked == {"otsu": 6}
+    assert most == 1
+
+
+def verify_killed(path: Path, log: Path, kill_at: int) -> None:
+    """Verify a volume in a process that is killed at its n-th write."""
+    crashing._watch(log, kill_at)
+    looked(Volume(path))
+
+
+CRASH_DAMAGES = ("truth/groundtruth/counts/c/0/0/0/0", "threshold/c/0/0/0", "mask_key/c/1/0/0", "status/c/1/0/0")
+
+
+@pytest.mark.parametrize("damaged", [CRASH_DAMAGES[:2], CRASH_DAMAGES[2:]], ids=["values", "keys"])
+def test_verify_that_is_killed_while_it_marks(small: Volume, tmp_path: Path, damaged: Sequence[str]) -> None:
+    reference = crashing.arrays(small.path, "otsu")
+    for name in damaged:
+        truncate(small.path / "tiles" / "otsu" / name)
+    code, kill_at = -signal.SIGKILL, 0
+    while code == -signal.SIGKILL:
+        kill_at += 1
+        path = shutil.copytree(small.path, tmp_path / str(kill_at) / "brain.zarr")
+        process = crashing._processes.Process(target=verify_killed, args=(path, tmp_path / "log", kill_at))
+        process.start()
+        process.join()
+        code = process.exitcode
+        if run(run_config(Volume(path))).tiles.failed:  # of damage that was not marked yet: so much it says itself
+            run(run_config(Volume(path)))
+        for name, values in crashing.arrays(path, "otsu").items():
+            np.testing.assert_array_equal(values, reference[name], err_msg=f"{name}, killed at write {kill_at}")
+        assert looked(Volume(path)).findings == ()
+        shutil.rmtree(path)
+    assert code == 0
+    assert kill_at > 8
 
 
 def test_pending_work_is_no_difference(small: Volume) -> None:
