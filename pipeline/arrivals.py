@@ -24,6 +24,7 @@ from pipeline.errors import (
 )
 from pipeline.execute import Observer, ThreadRunner
 from pipeline.ingest import check_image, check_shape, ingest_threads, page_values, stored_mapping
+from pipeline.ledger import Ledger
 from pipeline.mapping import LabelOptions, Wording, decide_mapping
 from pipeline.mapping import Mapping as LabelMapping
 from pipeline.plan import available_cpus
@@ -39,7 +40,7 @@ from pipeline.sources import (
     match_images,
 )
 from pipeline.stack import Page, find_page, read_page
-from pipeline.volume import Ledger, Volume
+from pipeline.volume import Volume
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

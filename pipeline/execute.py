@@ -28,9 +28,9 @@ from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluste
 from pipeline.confusion import Scores, mean_scores, score_parts
 from pipeline.errors import DamageError, SchedulerError
 from pipeline.geometry import Triple
-from pipeline.keys import unfinished
+from pipeline.keys import stale_pyramids, unfinished
 from pipeline.plan import Plan, available_cpus
-from pipeline.segment import Column, Job, build_pyramid, recorded, run_block, stale_pyramids
+from pipeline.segment import Column, Job, build_pyramid, recorded, run_block
 from pipeline.store import ShardedArray, set_codec_threads
 from pipeline.tables import RunTables
 from pipeline.volume import Volume

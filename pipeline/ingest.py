@@ -22,6 +22,7 @@ from pipeline.config import check_name
 from pipeline.disk import disk_errors
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
 from pipeline.histogram import UNLABELLED, joint_histogram
+from pipeline.ledger import Ledger
 from pipeline.lock import locked
 from pipeline.mapping import LabelOptions, Mapping, decide_mapping
 from pipeline.ome import VoxelSize
@@ -30,7 +31,7 @@ from pipeline.placement import place
 from pipeline.pyramid import Pyramid
 from pipeline.stack import Page, read_page
 from pipeline.tables import resize_volume, run_names, settle
-from pipeline.volume import Ledger, Volume, beside, publish, staging_folder
+from pipeline.volume import Volume, beside, publish, staging_folder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -149,6 +149,18 @@ def has_shards(mask: ShardedArray, box: Box, digests: NDArray[np.uint64]) -> boo
     return bool((digests[cells.slices] != ABSENT).all()) and mask.lost_shard(box, digests) is None
 
 
+def stale_pyramids(tables: RunTables, slices: range) -> list[int]:
+    """Slices whose mask was written since their pyramid was."""
+    recorded = tables.pyramid_key.read()
+    return [z for z in slices if recorded[z] != pyramid_key(tables, z)]
+
+
+def pyramid_key(tables: RunTables, z: int) -> int:
+    """Digest of the mask that a slice's pyramid shows; 0 where no mask was written."""
+    digests = tables.shard_digest.read((slice(z, z + 1),))
+    return digest_bytes(digests.tobytes()) if digests.any() else ABSENT
+
+
 def _keys(seed: bytes, digests: NDArray[np.uint64], grids: Grids, tiles: Box, halo: Triple) -> NDArray[np.uint64]:
     windows, which = _windows(grids, Box((0, *tiles.start[1:]), (1, *tiles.stop[1:])), halo)
     keys = [digest_bytes(seed + digests[:, rows, columns].tobytes()) for rows, columns in windows]

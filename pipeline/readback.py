@@ -20,11 +20,12 @@ from pipeline.compiled import kernel
 from pipeline.disk import is_file
 from pipeline.errors import DamageError, NotAVolumeError, PipelineError, UnavailableError
 from pipeline.geometry import Box, Grid, Triple
+from pipeline.ledger import RECORD_WAY_OUT, Ledger
 from pipeline.pyramid import Pyramid, reduced_levels
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, ShardedArray, digest_bytes
 from pipeline.table import Table
-from pipeline.volume import RECORD_WAY_OUT, Ledger, Volume
+from pipeline.volume import Volume
 
 Array = NDArray[Any]
 Flags = NDArray[np.bool_]

@@ -16,9 +16,10 @@ from pipeline.confusion import Counts, Scores, mean_scores, score_parts, scores
 from pipeline.errors import DamageError, MissingInputError, PipelineError
 from pipeline.geometry import Box
 from pipeline.keys import valid_tiles
+from pipeline.ledger import Ledger
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_names
-from pipeline.volume import Ledger, Volume
+from pipeline.volume import Volume
 
 SCHEMA = 1
 

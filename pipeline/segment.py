@@ -20,14 +20,15 @@ from pipeline.config import Recipe
 from pipeline.errors import DamageError, LockedError, PipelineError, StorageError, UnavailableError
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import counts_above, rebin
-from pipeline.keys import counts_keys, has_shards, mask_keys
+from pipeline.keys import counts_keys, has_shards, mask_keys, pyramid_key
+from pipeline.ledger import Ledger
 from pipeline.median import reflect
 from pipeline.pyramid import Pyramid
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, segment_tile
-from pipeline.volume import Ledger, Volume, beside
+from pipeline.volume import Volume, beside
 from pipeline.window import Lost, Window, read_stored
 
 
@@ -123,18 +124,6 @@ def build_pyramid(job: Job, z: int) -> str | None:
         return str(error)
     handles.tables.pyramid_key.write((slice(z, z + 1),), key)
     return None
-
-
-def stale_pyramids(tables: RunTables, slices: range) -> list[int]:
-    """Slices whose mask was written since their pyramid was."""
-    recorded = tables.pyramid_key.read()
-    return [z for z in slices if recorded[z] != pyramid_key(tables, z)]
-
-
-def pyramid_key(tables: RunTables, z: int) -> int:
-    """Digest of the mask that a slice's pyramid shows; 0 where no mask was written."""
-    digests = tables.shard_digest.read((slice(z, z + 1),))
-    return digest_bytes(digests.tobytes()) if digests.any() else ABSENT
 
 
 @dataclass(frozen=True, slots=True)

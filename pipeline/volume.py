@@ -23,120 +23,14 @@ from pipeline.errors import (
 )
 from pipeline.geometry import Box, Triple
 from pipeline.histogram import TRUTH_UNLABELLED
+from pipeline.ledger import Ledger
 from pipeline.lock import locked
 from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
-from pipeline.store import ABSENT, ShardedArray, create_document, digest_bytes, read_document
-from pipeline.table import Table
+from pipeline.store import ShardedArray, create_document, read_document
 
 FORMAT_VERSION = 1
 LOCK_WAIT_S = 10.0
-READS = 3  # of a record that is being replaced, before it is called damaged
-RECORD_WAY_OUT = "restore it from a copy, or ingest the slice again"
-
-
-class Ledger:
-    """Which slices of an image or truth exist, and what they held when they were written.
-
-    A slice exists once its digest is recorded, which comes last.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._digest = Table(path / "digest")
-        self._shards = Table(path / "shard_digest")
-        self._mtime = Table(path / "mtime")
-
-    @classmethod
-    def create(cls, path: Path, slices: int, shards: tuple[int, int]) -> Ledger:
-        """Create a ledger of absent slices, for so many shards (y, x) a slice."""
-        create_document(path, {})
-        create_document(path / "files", {})
-        Table.create(path / "digest", (slices,), "uint64", (1,))
-        Table.create(path / "shard_digest", (slices, *shards), "uint64", (1, *shards))
-        Table.create(path / "mtime", (slices,), "int64", (1,))
-        return cls(path)
-
-    def present(self) -> NDArray[np.bool_]:
-        """Whether each slice exists, (z,); one whose record is lost or damaged does: it is not processed as absent."""
-        digests, damaged = self._digest.survey()
-        present: NDArray[np.bool_] = digests != ABSENT
-        if damaged or not present.all():
-            present |= self._lost(slice(None))
-            for z in np.flatnonzero(~present) if damaged else ():
-                present[z] = bool(self._digest.survey((slice(z, z + 1),))[1])
-        return present
-
-    def shard_digests(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
-        """Digests of the shards of some slices, (z, y, x) of the shard grid; 0 for slices that do not exist.
-
-        Raises
-        ------
-        DamageError
-            If the record of a slice is lost or damaged.
-        """
-        span = slice(start, stop)
-        for _ in range(READS):
-            try:
-                recorded, digests = self._shards.read((span,)), self._digest.read((span,))
-            except DamageError as error:
-                raise DamageError(f"{error}; {RECORD_WAY_OUT}") from error
-            recorded[digests == ABSENT] = ABSENT
-            # The slice's digest is that of its shards' digests: read while they are replaced, the two do not agree.
-            agree = [
-                digest == ABSENT or digest == digest_bytes(row.tobytes())
-                for row, digest in zip(recorded, digests, strict=True)
-            ]
-            if all(agree):
-                break
-        else:
-            z = start + agree.index(False)
-            raise DamageError(f"{self._path}: the digests of slice {z} contradict each other; {RECORD_WAY_OUT}")
-        if not digests.all() and (lost := self._lost(span)).any():
-            z = start + int(lost.argmax())
-            raise DamageError(f"{self._path}: chunk digest/c/{z} is missing; {RECORD_WAY_OUT}")
-        return recorded
-
-    def _lost(self, span: slice) -> NDArray[np.bool_]:
-        """Slices whose digest has no file, though it was written: it is the first thing that is written of a slice."""
-        written = self._shards.stored((span,)) | self._mtime.stored((span,))
-        return written & ~self._digest.stored((span,))
-
-    def fingerprint(self) -> str:
-        """Digest of the digests of all slices, 16 hexadecimal digits."""
-        return f"{digest_bytes(self._digest.survey()[0].tobytes()):016x}"
-
-    def source(self, z: int) -> str | None:
-        """Name of the file that a slice came from."""
-        document = read_document(self._path / "files" / f"{z:06d}")
-        return None if document is None else document.get("file")
-
-    def mtimes_ns(self) -> NDArray[np.int64]:
-        """When the file of each slice was last written to, in ns since 1970, (z,); 0 where that is lost."""
-        return self._mtime.survey()[0]
-
-    def forget(self, z: int) -> None:
-        """Take back that a slice exists, before it is written again."""
-        self._digest.write((slice(z, z + 1),), ABSENT)
-
-    def record(self, z: int, shard_digests: NDArray[np.uint64], source: str, mtime_ns: int) -> None:
-        """Record a slice that is written: its digest last, which makes it exist."""
-        cell = (slice(z, z + 1),)
-        self._digest.write(cell, ABSENT)
-        self._shards.write(cell, shard_digests)
-        self._mtime.write(cell, mtime_ns)
-        create_document(self._path / "files" / f"{z:06d}", {"file": source})
-        self._digest.write(cell, digest_bytes(shard_digests.tobytes()))
-
-    def resize(self, slices: int) -> None:
-        """Change the number of slices."""
-        shrinking = slices < self._digest.shape[0]  # then what makes a slice exist goes first, else last
-        tables = (self._digest, self._shards, self._mtime)
-        for table in tables if shrinking else reversed(tables):
-            table.resize(slices)
-        for folder in (self._path / "files").glob("[0-9]*"):
-            if int(folder.name) >= slices:
-                shutil.rmtree(folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ import zarr
 
 from pipeline import disk
 from pipeline.errors import StorageError, UnavailableError
+from pipeline.ledger import Ledger
 from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.tables import RunTables
-from pipeline.volume import Ledger, Volume
+from pipeline.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.crashing import assert_same_arrays
 

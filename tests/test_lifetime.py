@@ -19,10 +19,11 @@ from PIL import Image
 from pipeline.configfile import load_config
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
+from pipeline.ledger import Ledger
 from pipeline.runs import run
 from pipeline.sync import sync
 from pipeline.tables import run_names
-from pipeline.volume import Ledger, Volume
+from pipeline.volume import Volume
 from tests.builders import textured
 from tests.crashing import arrays, start_sync
 

@@ -31,10 +31,11 @@ from pipeline.configfile import load_config
 from pipeline.errors import LockedError, StorageError
 from pipeline.geometry import Box
 from pipeline.ingest import SliceJob
+from pipeline.ledger import Ledger
 from pipeline.lock import locked
 from pipeline.sync import Synced, sync
 from pipeline.tables import RunTables, Status, run_lock
-from pipeline.volume import Ledger, Volume
+from pipeline.volume import Volume
 from tests.builders import textured
 from tests.contract import check_document
 

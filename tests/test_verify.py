@@ -20,6 +20,7 @@ from pipeline.config import Recipe
 from pipeline.errors import StorageError, UnavailableError
 from pipeline.execute import ThreadRunner
 from pipeline.geometry import Box
+from pipeline.ledger import Ledger
 from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.readback import only_values
 from pipeline.report import summarise
@@ -28,7 +29,7 @@ from pipeline.store import ShardedArray
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_lock
 from pipeline.verify import Verified, slice_bytes, verify, verify_threads
-from pipeline.volume import Ledger, Volume
+from pipeline.volume import Volume
 from tests import crashing
 from tests.builders import MAPPING, build_volume, run_config, textured
 from tests.contract import check_document
