@@ -227,4 +227,4 @@ def test_a_volume_is_always_as_if_made_from_scratch() -> None:
 
 @pytest.mark.slow
 def test_a_volume_is_always_as_if_made_from_scratch_over_many_lives() -> None:
-    live(examples=150, steps=25)
+    live(examples=60, steps=25)
