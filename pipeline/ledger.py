@@ -74,7 +74,7 @@ class Ledger:
             z = start + agree.index(False)
             raise DamageError(f"{self._path}: the digests of slice {z} contradict each other; {RECORD_WAY_OUT}")
         if not digests.all() and (lost := self._lost(span)).any():
-            z = start + int(lost.argmax())
+            z = start + int(np.argmax(lost))
             raise DamageError(f"{self._path}: chunk digest/c/{z} is missing; {RECORD_WAY_OUT}")
         return recorded
 

@@ -222,7 +222,7 @@ def live(examples: int, steps: int) -> None:
 
 
 def test_a_volume_is_always_as_if_made_from_scratch() -> None:
-    live(examples=5, steps=8)
+    live(examples=4, steps=8)
 
 
 @pytest.mark.slow
