@@ -38,6 +38,10 @@ class Ledger:
         Table.create(path / "mtime", (slices,), "int64", (1,))
         return cls(path)
 
+    def lengths(self) -> set[int]:
+        """Numbers of slices of its tables: one, unless a resize was cut off."""
+        return {table.shape[0] for table in (self._digest, self._shards, self._mtime)}
+
     def present(self) -> NDArray[np.bool_]:
         """Whether each slice exists, (z,); one whose record is lost or damaged does: it is not processed as absent."""
         digests, damaged = self._digest.survey()
@@ -62,6 +66,7 @@ class Ledger:
                 recorded, digests = self._shards.read((span,)), self._digest.read((span,))
             except DamageError as error:
                 raise DamageError(f"{error}; {RECORD_WAY_OUT}") from error
+            recorded = recorded[: len(digests)]  # longer where a resize was cut off
             recorded[digests == ABSENT] = ABSENT
             # The slice's digest is that of its shards' digests: read while they are replaced, the two do not agree.
             agree = [
@@ -80,8 +85,9 @@ class Ledger:
 
     def _lost(self, span: slice) -> NDArray[np.bool_]:
         """Slices whose digest has no file, though it was written: it is the first thing that is written of a slice."""
-        written = self._shards.stored((span,)) | self._mtime.stored((span,))
-        return written & ~self._digest.stored((span,))
+        here = self._digest.stored((span,))  # the shortest, where a resize was cut off
+        written = self._shards.stored((span,))[: len(here)] | self._mtime.stored((span,))[: len(here)]
+        return written & ~here
 
     def fingerprint(self) -> str:
         """Digest of the digests of all slices, 16 hexadecimal digits."""

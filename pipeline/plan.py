@@ -11,7 +11,14 @@ import numpy as np
 import psutil
 
 from pipeline.config import AddressCluster, LocalCluster, Recipe, RunConfig
-from pipeline.errors import ConfigError, DamageError, ExistsError, MemoryLimitError, NotAVolumeError
+from pipeline.errors import (
+    ConfigError,
+    DamageError,
+    ExistsError,
+    MemoryLimitError,
+    MissingInputError,
+    NotAVolumeError,
+)
 from pipeline.geometry import Box, Triple, ceil_div, check_nesting
 from pipeline.keys import valid_tiles
 from pipeline.median import is_fast
@@ -258,7 +265,7 @@ def _differs(volume: Volume, name: str, recipe: Recipe) -> bool:
         opened = [tables.threshold, tables.status, tables.mask_key, tables.shard_digest, tables.pyramid_key]
         opened += [table for truth in tables.truths() for table in tables.truth(truth).all]
         return tables.recipe != recipe.document() or not (opened and volume.label(name).levels)
-    except (DamageError, NotAVolumeError):
+    except (DamageError, MissingInputError, NotAVolumeError):  # or killed while it was replaced
         return True
 
 

@@ -12,6 +12,7 @@ from pipeline.errors import LockedError, MissingInputError
 from pipeline.geometry import Box, Grid
 from pipeline.runs import run
 from pipeline.store import read_document
+from pipeline.table import Table
 from pipeline.tables import (
     HISTOGRAM_LEVELS,
     Grids,
@@ -229,3 +230,25 @@ def test_change_of_length_that_was_cut_off_is_completed(tmp_path):
     resize_volume(volume, 3)
     assert {RunTables(Volume(volume.path), "otsu").status.shape[0], Volume(volume.path).shape[0]} == {3}
     assert run(run_config(volume)).tiles.absent == 1
+
+
+@pytest.mark.parametrize("which", ["image", "truth"])
+@pytest.mark.parametrize("tables", [["mtime"], ["mtime", "shard_digest"]], ids=" ".join)
+def test_ledger_whose_growth_was_cut_off_is_read_and_completed(tmp_path, which, tables):
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    folder = volume.path / "slices" / ("image" if which == "image" else "labels/groundtruth")
+    for table in tables:
+        Table(folder / table).resize(5)
+    opened = Volume(volume.path)
+    ledger = opened.slices if which == "image" else opened.truth("groundtruth")[1]
+    assert ledger.present().tolist() == ([True, True] if which == "image" else [True, False])
+    assert len(ledger.shard_digests()) == 2
+    settle(Volume(volume.path))
+    assert {Table(folder / table).shape[0] for table in ("digest", "mtime", "shard_digest")} == {2}
+
+
+def test_run_that_was_killed_while_it_was_replaced_can_be_planned(tmp_path):
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    run(run_config(volume))
+    volume.withdraw_label("otsu")
+    assert run(run_config(volume, tile=256), replace=True).tiles.done == 2
