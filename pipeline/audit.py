@@ -13,7 +13,7 @@ from pipeline.config import Recipe
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL, counts_above, joint_histogram
 from pipeline.keys import counts_keys
-from pipeline.readback import Array, Checked, Finding, Flags, Kind, Part, Readback, RecordSlice, decoding, slice_box
+from pipeline.readback import Array, Checked, Finding, Flags, Kind, Part, Readback, RecordSlice, decoding
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
 from pipeline.tables import RunTables, Status
@@ -65,7 +65,7 @@ class RunSlice(Part):
         self.source = run
         self.folder, self.findings = run.folder, []
         self._z, self._grids = z, run.tables.grids
-        self._region = slice_box(z, run.volume.shape)
+        self._region = Box.of_slice(z, run.volume.shape)
         self._blocks = self._grids.blocks.cover(self._region)
         surveys = {name: table.survey((slice(z, z + 1),)) for name, table in run.arrays.items()}
         self._values: dict[str, Array] = {name: values[0] for name, (values, _) in surveys.items()}

@@ -180,10 +180,7 @@ def run(
 ) -> None:
     """Do everything of a run that is not done, and print its scores."""
     with answering():
-        options = {
-            "truth": truth, "name": name, "region": region, "cluster.threads": threads, "memory": memory,
-            "foreground": foreground,
-        }  # fmt: skip
+        options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options, scheduler, assignments)
         from pipeline.plan import make_plan
         from pipeline.runs import run_plan
@@ -221,10 +218,7 @@ def plan(
 ) -> None:
     """Say what a run would do; nothing is touched."""
     with answering():
-        options = {
-            "truth": truth, "name": name, "region": region, "cluster.threads": threads, "memory": memory,
-            "foreground": foreground,
-        }  # fmt: skip
+        options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options, scheduler, assignments)
         from pipeline.plan import make_plan, tiles_done
         from pipeline.terminal import show_plan
@@ -391,6 +385,21 @@ def verify(
                 print(line)
         if verified.findings:
             raise typer.Exit(EXIT_PARTIAL)
+
+
+def run_options(
+    truth: str | None,
+    name: str | None,
+    region: str | None,
+    threads: int | None,
+    memory: str | None,
+    foreground: str | None,
+) -> dict[str, Any]:
+    """Options of a run by their keys in a configuration."""
+    return {
+        "truth": truth, "name": name, "region": region, "cluster.threads": threads, "memory": memory,
+        "foreground": foreground,
+    }  # fmt: skip
 
 
 def configure(

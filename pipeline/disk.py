@@ -16,6 +16,7 @@ from pipeline.errors import StorageError, UnavailableError
 Result = TypeVar("Result")
 
 RETRY_AFTER_S = (0.1, 0.5, 2.0)  # a server that fails over is back after seconds; one that is not is a fault
+SILENT_FILES = 2  # that do not answer are bad sectors; more are a store that is away, and each costs seconds
 
 
 @contextmanager

@@ -30,7 +30,8 @@ from pipeline.errors import DamageError, SchedulerError
 from pipeline.geometry import Triple
 from pipeline.keys import stale_pyramids, unfinished
 from pipeline.plan import Plan, available_cpus
-from pipeline.segment import Column, Job, build_pyramid, recorded, run_block
+from pipeline.record import Column, recorded
+from pipeline.segment import Job, build_pyramid, run_block
 from pipeline.store import ShardedArray, set_codec_threads
 from pipeline.tables import RunTables
 from pipeline.volume import Volume

@@ -35,6 +35,11 @@ class Box:
         """Box of everything in an array of this shape."""
         return cls((0, 0, 0), shape)
 
+    @classmethod
+    def of_slice(cls, z: int, shape: tuple[int, ...]) -> Box:
+        """Box of one slice, whose height and width are the last two lengths of a shape."""
+        return cls((z, 0, 0), (z + 1, shape[-2], shape[-1]))
+
     @property
     def shape(self) -> Triple:
         """Extent along each axis; 0 where the box is empty."""
@@ -126,6 +131,13 @@ class Grid:
     def round_out(self, box: Box) -> Box:
         """Smallest box of whole cells around a box of voxels."""
         return self.voxels(self.cover(box))
+
+    def rows(self, box: Box) -> Iterator[Box]:
+        """Cut a box of voxels, of one slice, into parts that each lie in one row of cells."""
+        cells = self.cover(box)
+        for row in range(cells.start[1], cells.stop[1]):
+            top = Box((cells.start[0], row, cells.start[2]), (cells.stop[0], row + 1, cells.stop[2]))
+            yield self.voxels(top) & box
 
     def owns(self, other: Grid) -> bool:
         """Whether every cell of ``other`` lies in one cell of this grid, so that one task can write it whole."""

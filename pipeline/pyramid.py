@@ -59,17 +59,14 @@ class Pyramid:
     def write_slice(self, z: int, plane: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
         """Write one whole slice, (y, x), and its levels; return the digests of its shards, (y, x) of the shard grid."""
         writer = self.writer(z, staging, with_levels=True)
-        writer.write(_slice_box(z, plane), plane[None])
+        writer.write(Box.of_slice(z, plane.shape), plane[None])
         digests: NDArray[np.uint64] = writer.finish()[0]
         return digests
 
     def rebuild_levels(self, z: int, staging: Path) -> None:
         """Write levels 1, 2, ... of a slice from its stored level 0, which is read one row of shards at a time."""
         writer = self.writer(z, staging, with_levels=True)
-        _, height, width = self.full.shape
-        rows = self.full.shards.step[1]
-        for top in range(0, height, rows):
-            strip = Box((z, top, 0), (z + 1, min(top + rows, height), width))
+        for strip in self.full.shards.rows(Box.of_slice(z, self.full.shape)):
             writer.reduce(strip, self.full.read(strip))
         writer.write_levels()
 
@@ -110,7 +107,7 @@ class SliceWriter:
         for first in self._first:
             planes = itertools.chain([first], reduced_levels(first, self._pyramid.reduction))
             for array, plane in zip(self._pyramid.levels[1:], planes, strict=True):
-                array.write(_slice_box(self._z, plane), plane[None], self._staging)
+                array.write(Box.of_slice(self._z, plane.shape), plane[None], self._staging)
 
     def finish(self) -> NDArray[np.uint64]:
         """Write the levels, and return the digests of the shards that were written, (1, y, x) of the shard grid."""
@@ -192,7 +189,3 @@ def reduce_label(plane: Plane, out: Plane) -> None:
             some = upper[width - 1] | lower[width - 1]
             every = upper[width - 1] & lower[width - 1]
             out[row, out.shape[1] - 1] = np.uint8(255) if some & np.uint8(128) else every
-
-
-def _slice_box(z: int, plane: NDArray[Any]) -> Box:
-    return Box((z, 0, 0), (z + 1, plane.shape[0], plane.shape[1]))

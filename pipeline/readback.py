@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
-from pipeline.disk import is_file
+from pipeline.disk import SILENT_FILES, is_file
 from pipeline.errors import DamageError, NotAVolumeError, PipelineError, UnavailableError
-from pipeline.geometry import Box, Grid, Triple
+from pipeline.geometry import Box, Triple
 from pipeline.ledger import RECORD_WAY_OUT, Ledger
 from pipeline.pyramid import Pyramid, reduced_levels
 from pipeline.scratch import scratch
@@ -29,8 +29,6 @@ from pipeline.volume import Volume
 
 Array = NDArray[Any]
 Flags = NDArray[np.bool_]
-
-SILENT_SHARDS = 2  # that do not answer are bad sectors; more are a store that is away, and each costs seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ class Readback:
         Raises
         ------
         UnavailableError
-            If more than ``SILENT_SHARDS`` shards of the slice have not answered.
+            If more than ``SILENT_FILES`` shards of the slice have not answered.
         """
         array = self._kind.pyramid.full
         cells = array.shards.cover(strip)
@@ -176,7 +174,7 @@ class Readback:
 
     def _compare_level(self, level: int, plane: Array) -> None:
         array = self._kind.pyramid.levels[level]
-        for strip in strips(self._z, array.shards):
+        for strip in array.shards.rows(Box.of_slice(self._z, array.shape)):
             values, unread = self._read(array, strip, "stored level")
             for shard in array.shards.cover(strip):
                 part = array.shards.box(shard)
@@ -201,7 +199,7 @@ class Readback:
                 except PipelineError as error:
                     unread[shard] = error
                     self._silent += isinstance(error, UnavailableError)
-                    if self._silent > SILENT_SHARDS:
+                    if self._silent > SILENT_FILES:
                         raise
         return values, unread
 
@@ -368,25 +366,13 @@ class RecordSlice(Part):
             self._tell(f"files/{self._z:06d}", "zarr.json", reason)
 
     def _tell(self, name: str, shard: str, reason: str) -> None:
-        region = slice_box(self._z, self._record.shape)
+        region = Box.of_slice(self._z, self._record.shape)
         self.findings.append(Finding(f"{self.folder}/{name}", shard, region, f"{reason}; {RECORD_WAY_OUT}"))
 
 
 def decoding(reasons: Sequence[str]) -> str:
     """Why the one chunk that was asked for cannot be decoded, without its name."""
     return "".join(reasons[0].partition("cannot be decoded")[1:]) or reasons[0]
-
-
-def slice_box(z: int, shape: Triple) -> Box:
-    """Voxels of one slice."""
-    return Box((z, 0, 0), (z + 1, *shape[1:]))
-
-
-def strips(z: int, shards: Grid) -> Iterator[Box]:
-    """One slice cut into rows of shards."""
-    _, rows, columns = shards.cells
-    for row in range(rows):
-        yield shards.voxels(Box((z, row, 0), (z + 1, row + 1, columns)))
 
 
 @kernel

@@ -16,8 +16,9 @@ from pipeline.disk import disk_errors
 from pipeline.errors import ExistsError, LockedError
 from pipeline.execute import Client, Observer, Outcome, execute, finished, ignore, start_engine
 from pipeline.plan import Plan, check_free, make_plan
+from pipeline.record import Column
 from pipeline.report import Summary, Tiles, summarise
-from pipeline.segment import Column, Job
+from pipeline.segment import Job
 from pipeline.store import sweep_partial
 from pipeline.tables import RunTables, run_lock, run_names, settle
 from pipeline.volume import Volume, beside, staging_folder

@@ -7,9 +7,7 @@ pending, mask, tables, status done, and the mask's key last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,26 +22,13 @@ from pipeline.keys import counts_keys, has_shards, mask_keys, pyramid_key
 from pipeline.ledger import Ledger
 from pipeline.median import reflect
 from pipeline.pyramid import Pyramid
+from pipeline.record import Column, done_record
 from pipeline.scratch import scratch
-from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
+from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, segment_tile
 from pipeline.volume import Volume, beside
 from pipeline.window import Lost, Window, read_stored
-
-
-class Column(IntEnum):
-    """Columns of what a block returns of each tile, all int64 that add up."""
-
-    TP = 0
-    FP = 1
-    FN = 2
-    TN = 3
-    VOXELS = 4
-    DONE = 5
-    REUSED = 6
-    FAILED = 7
-    ABSENT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +99,7 @@ def build_pyramid(job: Job, z: int) -> str | None:
         handles.mask.rebuild_levels(z, job.staging)
     except DamageError as error:
         mask, grids = handles.mask.full, handles.tables.grids
-        for shard in mask.shards.cover(_slice(handles.volume.shape, z)):
+        for shard in mask.shards.cover(Box.of_slice(z, mask.shape)):
             box = mask.shards.box(shard)
             try:
                 mask.read(box)
@@ -229,7 +214,7 @@ class _Block:
         """What the block adds to the result, read back from its tables."""
         truth_tables = self.handles.truth_tables
         counts = 0 if truth_tables is None else truth_tables.counts.read(self.cells)
-        record = _done(self.handles.tables, self.tiles, counts)
+        record = done_record(self.handles.tables, self.tiles, counts)
         record[..., Column.REUSED] = reused
         if failed is not None:
             record[failed] = 0
@@ -302,7 +287,7 @@ class _Block:
         window = Window(volume, around, halo, planes, image_digests)
         whole = self.box.shape[1:] == volume.shape[1:]  # else the levels follow when all blocks of the slice are done
         writer = self.handles.mask.writer(self.z, self.job.staging, with_levels=whole) if write_mask else None
-        for strip in self._strips():
+        for strip in self.grids.shards.rows(self.box):
             origin, stack = window.move(strip)
             truth, truth_lost = self._read_truth(strip, truth_digests)
             self._give_up(results, window.lost, halo, results.failed)
@@ -327,12 +312,6 @@ class _Block:
             tiles[cells.relative_to(self.tiles.start).slices] = True
             results.reasons.setdefault(reason, []).append(cells)
         lost.clear()
-
-    def _strips(self) -> Iterator[Box]:
-        """The block cut into rows of shards."""
-        (z, top, left), (end, bottom, right) = self.box.start, self.box.stop
-        for row in range(top, bottom, SHARD[1]):
-            yield Box((z, row, left), (end, min(row + SHARD[1], bottom), right))
 
     def _segment(
         self, strip: Box, origin: Triple, stack: Array, truth: Array | None, mask: Array, results: _Results
@@ -405,7 +384,8 @@ class _Block:
         tables.clear_failure(self.index, self.job.truth)
         if results.reasons:
             parts = [(self._around(found), why) for why, found in results.reasons.items()]
-            tables.record_failure(self.index, parts, None if results.failed.any() else self.job.truth)
+            mask_failed = results.shard_digest is not None and results.failed.any()
+            tables.record_failure(self.index, parts, None if mask_failed else self.job.truth)
         if results.shard_digest is not None:
             tables.status.write(self.cells, np.where(results.failed, Status.FAILED, Status.DONE))
             # last: a block with its key needs nothing any more
@@ -442,33 +422,3 @@ class _Results:
             failed=np.zeros(tiles, np.bool_),
             uncounted=np.zeros(tiles, np.bool_),
         )
-
-
-def recorded(
-    volume: Volume, tables: RunTables, truth: str | None, tiles: Box, unfinished: Sequence[int]
-) -> NDArray[np.int64]:
-    """What the slices that need no work add to the result: int64 (z, y, x, len(Column)), zero for the others."""
-    record = np.zeros((*tiles.shape, len(Column)), np.int64)
-    settled = np.ones(tiles.shape[0], np.bool_)
-    settled[[z - tiles.start[0] for z in unfinished]] = False
-    present = volume.slices.present()[tiles.start[0] : tiles.stop[0]]
-    record[settled & ~present, ..., Column.ABSENT] = 1
-    if (reused := settled & present).any():
-        counts, _ = tables.truth(truth).counts.survey(tiles.slices) if truth else (0, ())
-        done = _done(tables, tiles, counts)
-        done[..., Column.REUSED] = 1
-        record[reused] = done[reused]
-    return record
-
-
-def _done(tables: RunTables, tiles: Box, counts: Array | int) -> NDArray[np.int64]:
-    """What tiles that are done add to the result."""
-    record = np.zeros((*tiles.shape, len(Column)), np.int64)
-    record[..., : Column.VOXELS] = counts
-    record[..., Column.VOXELS] = tables.grids.tiles.sizes(tiles)
-    record[..., Column.DONE] = 1
-    return record
-
-
-def _slice(shape: Triple, z: int) -> Box:
-    return Box((z, 0, 0), (z + 1, *shape[1:]))

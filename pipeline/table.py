@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,15 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._array = open_array(path, "zarr", write_empty_chunks=True)
         # `zarrs` reads the 799 chunks of a full volume's table twelve times as fast, in 0.03 s, but writes in place.
         self._reader = open_array(path, "zarrs")
-        self.shape: tuple[int, ...] = self._array.shape
-        self.dtype: np.dtype[Any] = self._array.dtype
+        self.shape: tuple[int, ...] = self._reader.shape
+        self.dtype: np.dtype[Any] = self._reader.dtype
+
+    @cached_property
+    def _array(self) -> Any:
+        """The table as it is written to, through zarr's own pipeline, which renames."""
+        return open_array(self.path, "zarr", write_empty_chunks=True)
 
     @classmethod
     def create(cls, path: Path, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], fill: float = 0) -> Table:
@@ -69,7 +74,7 @@ class Table:
         except Exception as error:
             raise_refusal(self.path, error)  # what is left is damage, and is named chunk by chunk
         shape = [len(range(*span.indices(length))) for span, length in self._spans(cells)]
-        found, reasons = np.full(shape, self._array.fill_value, self.dtype), []
+        found, reasons = np.full(shape, self._reader.fill_value, self.dtype), []
         for file, wanted, place in self._chunks(cells):
             try:
                 found[place] = self._reader[wanted]
@@ -95,7 +100,7 @@ class Table:
     def _chunks(self, cells: tuple[slice, ...]) -> Iterator[tuple[Path, tuple[slice, ...], tuple[slice, ...]]]:
         """File of each chunk that some cells touch, which of them those are, and their place among all of them."""
         spans = [range(*span.indices(length)) for span, length in self._spans(cells)]
-        axes = list(zip(spans, self._array.chunks, strict=True))
+        axes = list(zip(spans, self._reader.chunks, strict=True))
         for index in itertools.product(*(range(span.start // step, ceil_div(span.stop, step)) for span, step in axes)):
             wanted = tuple(
                 slice(max(number * step, span.start), min((number + 1) * step, span.stop))

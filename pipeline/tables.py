@@ -56,9 +56,22 @@ class TruthTables:
     """Counts of a run against one truth."""
 
     def __init__(self, path: Path) -> None:
-        self.counts = Table(path / "counts")
-        self.counts_key = Table(path / "counts_key")
-        self.histogram = Table(path / "histogram")
+        self._path = path
+
+    @cached_property
+    def counts(self) -> Table:
+        """True and false positives and negatives of each tile, int64 (..., 4)."""
+        return Table(self._path / "counts")
+
+    @cached_property
+    def counts_key(self) -> Table:
+        """Key of what the counts of each tile were made from, uint64."""
+        return Table(self._path / "counts_key")
+
+    @cached_property
+    def histogram(self) -> Table:
+        """Filtered grey levels of each tile by truth, uint32 (..., 3, 256)."""
+        return Table(self._path / "histogram")
 
     @property
     def all(self) -> tuple[Table, Table, Table]:
@@ -91,6 +104,7 @@ class RunTables:
         self._path = volume.path / "tiles" / name
         self._documents = volume.path / "runs" / name
         self.grids = Grids.of(volume.shape, self.recipe["tile"], self.block)
+        self._truths: dict[str, TruthTables] = {}
 
     @classmethod
     def create(cls, volume: Volume, name: str, recipe: dict[str, Any], block: Triple) -> RunTables:
@@ -143,7 +157,8 @@ class RunTables:
 
     def truth(self, name: str) -> TruthTables:
         """Tables of the comparison with one truth."""
-        return TruthTables(self._path / "truth" / name)
+        # Kept: to open the tables takes longer than to write a block's part of them, and each block does so.
+        return self._truths.setdefault(name, TruthTables(self._path / "truth" / name))
 
     def create_truth(self, name: str) -> TruthTables:
         """Create the tables of a comparison, if they are not there yet."""
@@ -155,7 +170,7 @@ class RunTables:
             Table.create(path / "counts_key", cells, "uint64", chunk)
             Table.create(path / "histogram", (*cells, 3, HISTOGRAM_LEVELS), "uint32", (*chunk, 3, HISTOGRAM_LEVELS))
             create_document(path, {})
-        return TruthTables(path)
+        return self.truth(name)
 
     def take_back(self, block: Triple) -> None:
         """Take back what is recorded of a block before any of it changes: an old record vouches for no new bytes."""

@@ -20,7 +20,7 @@ from pipeline.errors import ExistsError, PipelineError
 from pipeline.geometry import Box, Triple
 from pipeline.ingest import Runner
 from pipeline.plan import CODEC_SHARDS, DEFAULT_SHARE
-from pipeline.readback import Checked, Difference, Finding, Part, Record, RecordSlice, slice_box, strips
+from pipeline.readback import Checked, Difference, Finding, Part, Record, RecordSlice
 from pipeline.store import ABSENT, SHARD
 from pipeline.tables import run_lock, run_names
 from pipeline.volume import Volume
@@ -175,7 +175,8 @@ class _Specimen:
 
     def look(self, z: int) -> None:
         """Read one slice of everything, strip by strip."""
-        look = _Look(z, slice_box(z, self._volume.shape))
+        whole = Box.of_slice(z, self._volume.shape)
+        look = _Look(z, whole)
         image = look.attempt(self._image.folder, RecordSlice, self._image, z)
         truths = {
             name: truth
@@ -183,7 +184,7 @@ class _Specimen:
             if (truth := look.attempt(record.folder, RecordSlice, record, z)) is not None
         }
         runs = [part for run in self.runs if (part := look.attempt(run.folder, self._prepared, run, z, truths))]
-        for strip in strips(z, self._volume.image.full.shards):
+        for strip in self._volume.image.full.shards.rows(whole):
             if image is not None:
                 look.attempt(image.folder, image.voxels.read, strip, "image")
             traced = {

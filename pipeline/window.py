@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.disk import SILENT_FILES
 from pipeline.errors import DamageError, UnavailableError
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.scratch import scratch
 from pipeline.store import CHUNK, SHARD, ShardedArray
 from pipeline.volume import Volume
 
-SILENT_SHARDS = 2  # that do not answer are bad sectors; more are a store that is away, and each costs seconds
 Lost = list[tuple[Box, str]]
 """Voxels that could not be read, and why."""
 
@@ -54,7 +54,7 @@ def _read_shards(volume: Volume, array: ShardedArray, box: Box, digests: NDArray
             array.read(part, values)
         except (DamageError, UnavailableError) as error:
             silent += isinstance(error, UnavailableError)
-            if silent > SILENT_SHARDS:
+            if silent > SILENT_FILES:
                 raise
             values[:] = 0
             lost.append((part, str(error)))

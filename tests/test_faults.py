@@ -186,6 +186,15 @@ def test_failed_comparison_is_told_of_its_truth_only(volume: Volume) -> None:
     assert list(run(run_config(volume)).failures) == []
 
 
+def test_image_lost_after_its_mask_was_done_fails_the_comparison_only(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", SHAPE)
+    run(run_config(volume, truth=None))
+    remove(volume.image.full.shard_file((0, 0, 0)))
+    assert run(run_config(volume)).tiles.failed == 4
+    again = run(run_config(volume, truth=None))
+    assert (again.tiles.done, list(again.failures)) == (12, [])
+
+
 FEW_FILES = """
 import resource, sys
 from pathlib import Path

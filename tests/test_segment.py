@@ -13,9 +13,10 @@ from pipeline import segment
 from pipeline.config import Recipe
 from pipeline.errors import LockedError
 from pipeline.geometry import Box
+from pipeline.record import Column
 from pipeline.report import summarise
 from pipeline.runs import run
-from pipeline.segment import Column, Job, run_block
+from pipeline.segment import Job, run_block
 from pipeline.store import ShardedArray
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status

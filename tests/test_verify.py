@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import audit, readback
+from pipeline import audit, disk, readback
 from pipeline import verify as verifying
 from pipeline.config import Recipe
 from pipeline.errors import StorageError, UnavailableError
@@ -667,7 +667,7 @@ def test_storage_that_is_away_is_not_asked_for_every_shard(volume: Volume, monke
     verified = looked(volume)
     assert len(verified.findings) == 2 * 4
     assert {finding.shard for finding in verified.findings} == {None}
-    assert len(asked) == 2 * 4 * (1 + readback.SILENT_SHARDS + 1)
+    assert len(asked) == 2 * 4 * (1 + disk.SILENT_FILES + 1)
 
 
 def test_marking_that_is_refused_is_a_note(small: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
