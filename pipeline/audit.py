@@ -95,13 +95,13 @@ class RunSlice(Part):
         known = {name: truth for name, truth in truths.items() if truth.known and name in self.source.truths}
         self._comparisons = [self._comparison(name, truth) for name, truth in known.items()]
 
-    def read(self, strip: Box, traced: Mapping[str, Array | None]) -> None:
-        """Read a row of shards of the mask, and count its tiles."""
-        mask = self.voxels.read(strip, "mask")
+    def read(self, part: Box, traced: Mapping[str, Array | None]) -> None:
+        """Read a shard of the mask, and count its tiles."""
+        mask = self.voxels.read(part, "mask")
         for comparison in self._comparisons:
             truth = traced.get(comparison.name)
             if mask is not None and truth is not None:
-                self._count(comparison, strip, mask, truth)
+                self._count(comparison, part, mask, truth)
 
     def finish(self) -> None:
         """Compare the levels, and the tables with what was counted."""
@@ -196,15 +196,15 @@ class RunSlice(Part):
         made = wanted.copy() if absent else np.zeros_like(wanted)
         return _Comparison(name, truth, wanted, made, np.zeros((*wanted.shape, 4), np.int64))
 
-    def _count(self, comparison: _Comparison, strip: Box, mask: Array, truth: Array) -> None:
-        """Count the tiles of a strip whose mask and truth are as recorded."""
+    def _count(self, comparison: _Comparison, part: Box, mask: Array, truth: Array) -> None:
+        """Count the tiles of a shard whose mask and truth are as recorded."""
         joint = scratch.array("joint", (3, 256), np.uint32)
         right = self.voxels.right & comparison.truth.voxels.right
-        for tile in self._grids.tiles.cover(strip):
+        for tile in self._grids.tiles.cover(part):
             box = self._grids.tiles.box(tile)
             if comparison.wanted[tile[1:]] and right[box.start[1] // SHARD[1], box.start[2] // SHARD[2]]:
-                part = box.relative_to(strip.start).slices
-                joint_histogram(mask[part][0], truth[part][0], joint)
+                local = box.relative_to(part.start).slices
+                joint_histogram(mask[local][0], truth[local][0], joint)
                 comparison.counts[tile[1:]] = counts_above(joint, 0)
                 comparison.made[tile[1:]] = True
 

@@ -32,7 +32,7 @@ from pipeline.keys import stale_pyramids, unfinished
 from pipeline.plan import Plan, available_cpus
 from pipeline.record import Column, recorded
 from pipeline.segment import Job, build_pyramid, run_block
-from pipeline.store import ShardedArray, set_codec_threads
+from pipeline.store import ShardedArray
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 
@@ -127,7 +127,7 @@ def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: O
         observer(settled)
     if slices:
         with engine.listen(observer) as notify:
-            sums = engine.compute(*build_graph(plan, job, notify, engine.codec_threads, slices))
+            sums = engine.compute(*build_graph(plan, job, notify, slices))
         totals, scores = totals + sums[0], scores + sums[1]
     lost = engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in _stale(plan, tables)])
     if any(lost):  # a mask that was done is damaged, and its blocks are disowned: they are made again, now
@@ -169,9 +169,7 @@ def _stale(plan: Plan, tables: RunTables) -> list[int]:
     return stale_pyramids(tables, range(plan.region.start[0], plan.region.stop[0]))
 
 
-def build_graph(
-    plan: Plan, job: Job, notify: Observer, codec_threads: int, slices: Sequence[int]
-) -> tuple[da.Array, da.Array]:
+def build_graph(plan: Plan, job: Job, notify: Observer, slices: Sequence[int]) -> tuple[da.Array, da.Array]:
     """Return totals (column) and summed scores of some slices, as Dask arrays that share their blocks."""
     tiles = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
     table = da.map_blocks(
@@ -180,7 +178,6 @@ def build_graph(
         slices=_ranges(slices),
         first=plan.blocks.start,
         notify=notify,
-        codec_threads=codec_threads,
         chunks=((1,) * len(slices), *_tile_chunks(plan), (len(Column),)),
         dtype=np.int64,
         meta=np.empty((0, 0, 0, 0), np.int64),  # without it, map_blocks calls the function while the graph is built
@@ -201,14 +198,11 @@ class Engine:
         self._client = client
         self._threads = threads
         self.close = close  # ends the workers that were started for it; nothing writes any more afterwards
-        # Workers open arrays themselves; each of their threads is one CPU, codec threads included.
-        self.codec_threads = threads
 
     def compute(self, *collections: Any) -> tuple[Any, ...]:
         """Compute Dask collections together."""
         if self._client is not None:
             return _compute_on_workers(self._client, collections)
-        set_codec_threads(self.codec_threads)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="kesm")
         try:
             result: tuple[Any, ...] = dask.compute(*collections, scheduler="threads", pool=pool)
@@ -313,14 +307,8 @@ class _Topic:
 
 
 def _task(
-    job: Job,
-    slices: tuple[range, ...],
-    first: Triple,
-    notify: Observer,
-    codec_threads: int,
-    block_id: tuple[int, ...],
+    job: Job, slices: tuple[range, ...], first: Triple, notify: Observer, block_id: tuple[int, ...]
 ) -> NDArray[np.int64]:
-    set_codec_threads(codec_threads)
     z = _nth(slices, block_id[0])
     record = run_block(job, (z, first[1] + block_id[1], first[2] + block_id[2]))
     sums = record.sum(axis=(0, 1, 2))

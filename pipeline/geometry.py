@@ -76,6 +76,10 @@ class Box:
             _each(lambda stop, zero: stop - zero, self.stop, origin),
         )
 
+    def moved(self, slices: int) -> Box:
+        """Same voxels, so many slices further on."""
+        return self.relative_to((-slices, 0, 0))
+
     def __iter__(self) -> Iterator[Triple]:
         """Every index inside, z slowest."""
         (z0, y0, x0), (z1, y1, x1) = self.start, self.stop
@@ -132,12 +136,10 @@ class Grid:
         """Smallest box of whole cells around a box of voxels."""
         return self.voxels(self.cover(box))
 
-    def rows(self, box: Box) -> Iterator[Box]:
-        """Cut a box of voxels, of one slice, into parts that each lie in one row of cells."""
-        cells = self.cover(box)
-        for row in range(cells.start[1], cells.stop[1]):
-            top = Box((cells.start[0], row, cells.start[2]), (cells.stop[0], row + 1, cells.stop[2]))
-            yield self.voxels(top) & box
+    def parts(self, box: Box) -> Iterator[Box]:
+        """Cut a box of voxels into parts that each lie in one cell."""
+        for index in self.cover(box):
+            yield self.box(index) & box
 
     def owns(self, other: Grid) -> bool:
         """Whether every cell of ``other`` lies in one cell of this grid, so that one task can write it whole."""

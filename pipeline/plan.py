@@ -19,17 +19,17 @@ from pipeline.errors import (
     MissingInputError,
     NotAVolumeError,
 )
-from pipeline.geometry import Box, Triple, ceil_div, check_nesting
+from pipeline.geometry import Box, Triple, check_nesting
 from pipeline.keys import valid_tiles
 from pipeline.median import is_fast
-from pipeline.store import CHUNK, SHARD
+from pipeline.store import SHARD
 from pipeline.tables import Grids, RunTables, has_documents, run_names
 from pipeline.volume import Volume
 
 # Measured: resident memory of a process after its imports and with its compiled kernels (benchmarks/README.md).
 PROCESS_BYTES = 400 * 10**6
-# Shards that the codec threads hold, encoded and decoded, for each task; at least two tasks' worth. Measured as above.
-CODEC_SHARDS = 6
+# Shards that a task holds at once: of truth and of mask, one that is encoded, and chunks of it. Measured as above.
+CODEC_SHARDS = 4
 DEFAULT_SHARE = 0.8  # of the memory that is free
 
 
@@ -129,16 +129,16 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     block = _existing_block(volume, name, recipe, replace)
     allowed = (limit - processes * PROCESS_BYTES) // (processes * threads)
     if block is None:
-        least = _peak(processes, threads, task_bytes(volume, recipe, threads, smallest_block(volume)))
+        least = _peak(processes, threads, task_bytes(volume, recipe, smallest_block(volume)))
         if least > limit:
             raise MemoryLimitError(
                 f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {processes * threads} tasks on the "
                 "smallest blocks, of one shard; allow more with --memory, or use fewer --threads"
             )
-        block = choose_block(volume, recipe, threads, allowed)
+        block = choose_block(volume, recipe, allowed)
     grids = Grids.of(volume.shape, recipe.tile, block)
     check_nesting(grids.tiles, grids.shards, grids.blocks)
-    needed = task_bytes(volume, recipe, threads, block)
+    needed = task_bytes(volume, recipe, block)
     if needed > allowed:
         raise MemoryLimitError(
             f"memory: {_gb(limit)} are allowed, {_gb(_peak(processes, threads, needed))} are needed for "
@@ -182,7 +182,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> Triple:
+def choose_block(volume: Volume, recipe: Recipe, allowed: int) -> Triple:
     """Largest block whose task stays within ``allowed`` bytes: whole slices, else rows of shards, else fewer shards.
 
     The smallest block is taken where none fits.
@@ -192,7 +192,7 @@ def choose_block(volume: Volume, recipe: Recipe, threads: int, allowed: int) -> 
     columns = [width, *range((width - 1) // SHARD[2] * SHARD[2], 0, -SHARD[2])]
     candidates: list[Triple] = [(1, row, width) for row in rows] + [(1, rows[-1], column) for column in columns]
     for block in candidates:
-        if task_bytes(volume, recipe, threads, block) <= allowed:
+        if task_bytes(volume, recipe, block) <= allowed:
             return block
     return smallest_block(volume)
 
@@ -203,27 +203,23 @@ def smallest_block(volume: Volume) -> Triple:
     return 1, min(height, SHARD[1]), min(width, SHARD[2])
 
 
-def task_bytes(volume: Volume, recipe: Recipe, threads: int, block: Triple) -> int:
+def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     """Planned peak memory of one task on a block of this shape.
 
-    A strip (one row of shards) of truth and mask, and of the image with its halo to the end of its chunks; the upper
-    levels of the mask, which are a third of it; the tile tables, and the codec's shards. Where blocks are parts of
-    slices, the task that makes a slice's levels afterwards may need more.
+    The image with its halo; a shard of truth and of mask, and what its codec holds; the upper levels of the mask, which
+    are a third of it; and the tile tables. Where blocks are parts of slices, the task that makes a slice's levels
+    afterwards may need more.
     """
     itemsize = volume.dtype.itemsize
-    depth, halo_y, halo_x = recipe.denoise.window[0], recipe.halo[1], recipe.halo[2]
     _, height, width = block
-    strip = min(height, SHARD[1])
-    rows = min(volume.shape[1], strip + CHUNK[1] * (1 + 2 * ceil_div(halo_y, CHUNK[1])))
-    window = depth * rows * (width + 2 * halo_x) * itemsize
+    _, whole_height, whole_width = volume.shape
+    depth, halo_y, halo_x = recipe.denoise.window[0], recipe.halo[1], recipe.halo[2]
+    window = depth * min(height + 2 * halo_y, whole_height) * min(width + 2 * halo_x, whole_width) * itemsize
     tiles = Grids.of(volume.shape, recipe.tile, block).block_tiles((0, 0, 0)).size
     tables = tiles * 3 * 256 * 4 * 3 + 3 * (int(np.iinfo(volume.dtype).max) + 1) * 4
-    _, whole_height, whole_width = volume.shape
     levels = whole_height * whole_width // 3
-    pyramid = min(whole_height, SHARD[1]) * whole_width + levels
     whole = (height, width) == (whole_height, whole_width)
-    shards = CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize * max(2, threads) // threads
-    return max(window + 2 * strip * width + whole * levels + tables, pyramid) + shards
+    return max(window + whole * levels + tables, levels) + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
 
 
 def _existing_block(volume: Volume, name: str, recipe: Recipe, replace: bool) -> Triple | None:

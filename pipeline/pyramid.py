@@ -52,22 +52,26 @@ class Pyramid:
         """Array of level 0."""
         return ShardedArray(self.path / "0")
 
-    def writer(self, z: int, staging: Path, with_levels: bool) -> SliceWriter:
-        """Return what writes one slice, or a part of it without the levels, strip by strip."""
-        return SliceWriter(self, z, staging, with_levels)
+    def writer(self, box: Box, staging: Path, with_levels: bool) -> SliceWriter:
+        """Return what writes a box of one slice; with its levels, if that is all of it."""
+        return SliceWriter(self, box, staging, with_levels)
 
     def write_slice(self, z: int, plane: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
         """Write one whole slice, (y, x), and its levels; return the digests of its shards, (y, x) of the shard grid."""
-        writer = self.writer(z, staging, with_levels=True)
-        writer.write(Box.of_slice(z, plane.shape), plane[None])
+        box = Box.of_slice(z, plane.shape)
+        writer = self.writer(box, staging, with_levels=True)
+        for part in self.full.shards.parts(box):
+            writer.write(part, plane[part.slices[1:]][None])
         digests: NDArray[np.uint64] = writer.finish()[0]
         return digests
 
     def rebuild_levels(self, z: int, staging: Path) -> None:
-        """Write levels 1, 2, ... of a slice from its stored level 0, which is read one row of shards at a time."""
-        writer = self.writer(z, staging, with_levels=True)
-        for strip in self.full.shards.rows(Box.of_slice(z, self.full.shape)):
-            writer.reduce(strip, self.full.read(strip))
+        """Write levels 1, 2, ... of a slice from its stored level 0, which is read shard by shard."""
+        box = Box.of_slice(z, self.full.shape)
+        writer = self.writer(box, staging, with_levels=True)
+        for part in self.full.shards.parts(box):
+            out = scratch.array("shard", part.shape, self.full.dtype)
+            writer.reduce(part, self.full.read(part, out))
         writer.write_levels()
 
     def erase(self, box: Box) -> None:
@@ -84,26 +88,29 @@ class Pyramid:
 
 
 class SliceWriter:
-    """Writes one slice of a pyramid in strips from top to bottom, each of whole rows of shards; then its levels."""
+    """Writes a box of one slice of a pyramid, shard by shard while each is in cache; then the slice's levels."""
 
-    def __init__(self, pyramid: Pyramid, z: int, staging: Path, with_levels: bool) -> None:
-        self._pyramid, self._z, self._staging = pyramid, z, staging
-        self._digests: list[NDArray[np.uint64]] = []
+    def __init__(self, pyramid: Pyramid, box: Box, staging: Path, with_levels: bool) -> None:
+        self._pyramid, self._z, self._staging = pyramid, box.start[0], staging
+        self._cells = pyramid.full.shards.cover(box)
+        self._digests = np.zeros(self._cells.shape, np.uint64)
         level_one = pyramid.levels[1:2] if with_levels else []
         self._first = [scratch.array("level 1", array.shape[1:], array.dtype) for array in level_one]
 
-    def write(self, strip: Box, values: NDArray[Any]) -> None:
-        """Write the voxels of a strip, (1, y, x)."""
-        self._digests.append(self._pyramid.full.write(strip, values, self._staging))
-        self.reduce(strip, values)
+    def write(self, part: Box, values: NDArray[Any]) -> None:
+        """Write the voxels of one shard, or of several, (1, y, x)."""
+        cells = self._pyramid.full.shards.cover(part).relative_to(self._cells.start)
+        self._digests[cells.slices] = self._pyramid.full.write(part, values, self._staging)
+        self.reduce(part, values)
 
-    def reduce(self, strip: Box, values: NDArray[Any]) -> None:
-        """Take a strip into level 1."""
+    def reduce(self, part: Box, values: NDArray[Any]) -> None:
+        """Take whole shards into level 1."""
+        (_, top, left), (_, bottom, right) = part.start, part.stop
         for first in self._first:
-            self._pyramid.reduction(values[0], first[strip.start[1] // 2 : (strip.stop[1] + 1) // 2])
+            self._pyramid.reduction(values[0], first[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2])
 
     def write_levels(self) -> None:
-        """Write levels 1, 2, ..., once all strips are in."""
+        """Write levels 1, 2, ..., once all shards are in."""
         for first in self._first:
             planes = itertools.chain([first], reduced_levels(first, self._pyramid.reduction))
             for array, plane in zip(self._pyramid.levels[1:], planes, strict=True):
@@ -112,7 +119,7 @@ class SliceWriter:
     def finish(self) -> NDArray[np.uint64]:
         """Write the levels, and return the digests of the shards that were written, (1, y, x) of the shard grid."""
         self.write_levels()
-        return np.concatenate(self._digests, axis=1)
+        return self._digests
 
 
 def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:

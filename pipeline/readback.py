@@ -23,7 +23,7 @@ from pipeline.geometry import Box, Triple
 from pipeline.ledger import RECORD_WAY_OUT, Ledger
 from pipeline.pyramid import Pyramid, reduced_levels
 from pipeline.scratch import scratch
-from pipeline.store import ABSENT, ALL_FILL, ShardedArray, digest_bytes
+from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.table import Table
 from pipeline.volume import Volume
 
@@ -90,7 +90,7 @@ class Kind:
 
 
 class Readback:
-    """One slice of an image, truth or mask, as its strips come from top to bottom.
+    """One slice of an image, truth or mask, as its shards come.
 
     Parameters
     ----------
@@ -112,17 +112,18 @@ class Readback:
         self.right: Flags = np.zeros(digests.shape, np.bool_)
         self.shards = int((digests != ABSENT).sum())
         self.bytes = 0
-        self._silent = 0
+        self._silent: list[Finding] = []
         self._kind, self._z, self._digests = kind, z, digests
         one = kind.pyramid.levels[1:2] if self.shards else []
         self._first = [scratch.array(f"level 1 of {kind.folder}", level.shape[1:], level.dtype) for level in one]
 
-    def read(self, strip: Box, buffer: str) -> Array | None:
-        """Read a row of shards and compare it with its digests; None where nothing is known of any.
+    def read(self, part: Box, buffer: str) -> Array | None:
+        """Read a shard and compare it with its digest; None where nothing is known of it, or it cannot be read.
 
         Parameters
         ----------
-        strip : Box
+        part : Box
+            Its voxels.
         buffer : str
             Name of the memory that is used again, valid until the next call with this name.
 
@@ -132,24 +133,23 @@ class Readback:
             If more than ``SILENT_FILES`` shards of the slice have not answered.
         """
         array = self._kind.pyramid.full
-        cells = array.shards.cover(strip)
-        if not self._digests[cells.slices[1:]].any():
+        (shard,) = array.shards.cover(part)
+        recorded = int(self._digests[shard[1:]])
+        if recorded == ABSENT:
             return None
-        values, unread = self._read(array, strip, buffer)
-        found = array.digests(strip, values)
-        for shard in cells:
-            recorded, digest = int(self._digests[shard[1:]]), int(found[0, 0, shard[2]])
-            if recorded == ABSENT:
-                continue
-            if shard in unread:
-                self._tell(0, shard, unread[shard])
-            elif digest != recorded:
-                self._tell(0, shard, _change(recorded, is_file(array.shard_file(shard))))
-            else:
-                self.right[shard[1:]] = True
-        self._check_values(strip, values)
+        values = scratch.array(buffer, part.shape, array.dtype)
+        found = self._read(0, shard, part, values)
+        if found is None:
+            return None
+        if found != recorded:
+            self._tell(0, shard, _change(recorded, is_file(array.shard_file(shard))))
+        elif self._kind.values is not None and not only_values(values[0], *self._kind.values):
+            self._tell(0, shard, f"has voxels other than {', '.join(map(str, sorted(set(self._kind.values))))}")
+        else:
+            self.right[shard[1:]] = True
+        (_, top, left), (_, bottom, right) = part.start, part.stop
         for first in self._first:
-            self._kind.pyramid.reduction(values[0], first[strip.start[1] // 2 : (strip.stop[1] + 1) // 2])
+            self._kind.pyramid.reduction(values[0], first[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2])
         return values
 
     def compare_levels(self) -> None:
@@ -159,49 +159,30 @@ class Readback:
             for level, plane in enumerate(planes, 1):
                 self._compare_level(level, plane)
 
-    def _check_values(self, strip: Box, values: Array) -> None:
-        """Find voxels that are neither of the values which a label may have."""
-        allowed = self._kind.values
-        # All at once: rows of a shard are not contiguous here, which takes four times as long.
-        if allowed is None or only_values(values[0], *allowed):
-            return
-        shards = self._kind.pyramid.full.shards
-        for shard in shards.cover(strip):
-            part = shards.box(shard).relative_to(strip.start).slices
-            if self.right[shard[1:]] and not only_values(values[part][0], *allowed):
-                self.right[shard[1:]] = False
-                self._tell(0, shard, f"has voxels other than {', '.join(map(str, sorted(set(allowed))))}")
-
     def _compare_level(self, level: int, plane: Array) -> None:
         array = self._kind.pyramid.levels[level]
-        for strip in array.shards.rows(Box.of_slice(self._z, array.shape)):
-            values, unread = self._read(array, strip, "stored level")
-            for shard in array.shards.cover(strip):
-                part = array.shards.box(shard)
-                if shard in unread:
-                    self._tell(level, shard, unread[shard])
-                elif not np.array_equal(values[part.relative_to(strip.start).slices][0], plane[part.slices[1:]]):
-                    there = is_file(array.shard_file(shard))
-                    self._tell(level, shard, "does not show the voxels of level 0" if there else "is missing")
+        for shard in array.shards.cover(Box.of_slice(self._z, array.shape)):
+            part = array.shards.box(shard)
+            values = scratch.array("stored level", part.shape, array.dtype)
+            found = self._read(level, shard, part, values)
+            if found is not None and not np.array_equal(values[0], plane[part.slices[1:]]):
+                there = is_file(array.shard_file(shard))
+                self._tell(level, shard, "does not show the voxels of level 0" if there else "is missing")
 
-    def _read(self, array: ShardedArray, strip: Box, buffer: str) -> tuple[Array, dict[Triple, PipelineError]]:
-        """Read a row of shards, or what can be read of it, and why the others cannot be."""
-        values = scratch.array(buffer, strip.shape, array.dtype)
+    def _read(self, level: int, shard: Triple, part: Box, values: Array) -> int | None:
+        """Read a shard, and return its digest; None, once it was told why, if it cannot be."""
         self.bytes += values.nbytes
-        unread: dict[Triple, PipelineError] = {}
         try:
-            array.read(strip, values)
-        except PipelineError:
-            for shard in array.shards.cover(strip):
-                part = array.shards.box(shard)
-                try:
-                    values[part.relative_to(strip.start).slices] = array.read(part)
-                except PipelineError as error:
-                    unread[shard] = error
-                    self._silent += isinstance(error, UnavailableError)
-                    if self._silent > SILENT_FILES:
-                        raise
-        return values, unread
+            return self._kind.pyramid.levels[level].read_shard(shard, part, values)
+        except UnavailableError as error:
+            self._tell(level, shard, error)
+            self._silent.append(self.findings[-1])
+            if len(self._silent) > SILENT_FILES:  # the store is away, which is said once
+                self.findings = [finding for finding in self.findings if finding not in self._silent]
+                raise
+        except PipelineError as error:
+            self._tell(level, shard, error)
+        return None
 
     def _tell(self, level: int, shard: Triple, reason: str | PipelineError) -> None:
         pyramid, run = self._kind.pyramid, self._kind.run
@@ -283,7 +264,7 @@ class Part(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Compare what needs all strips."""
+        """Compare what needs all shards."""
 
     @abstractmethod
     def checked(self) -> Checked:

@@ -28,7 +28,7 @@ from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, segment_tile
 from pipeline.volume import Volume, beside
-from pipeline.window import Lost, Window, read_stored
+from pipeline.window import Lost, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,22 +280,22 @@ class _Block:
     def _compute(
         self, planes: list[int], image_digests: Array, truth_digests: Array | None, write_mask: bool
     ) -> _Results:
-        """Work through the block in strips of one row of shards: what a strip has read is in cache when it is used."""
+        """Work through the block shard by shard: what was read of one is in cache when it is used and written."""
         results = _Results.empty(self.tiles.shape, with_truth=truth_digests is not None)
         volume, halo = self.handles.volume, self.job.recipe.halo
         around = self.box.grow((0, halo[1], halo[2])) & Box.whole(volume.shape)
-        window = Window(volume, around, halo, planes, image_digests)
+        window, truth_lost = Window(volume, around, halo, planes, image_digests), Lost()
         whole = self.box.shape[1:] == volume.shape[1:]  # else the levels follow when all blocks of the slice are done
-        writer = self.handles.mask.writer(self.z, self.job.staging, with_levels=whole) if write_mask else None
-        for strip in self.grids.shards.rows(self.box):
-            origin, stack = window.move(strip)
-            truth, truth_lost = self._read_truth(strip, truth_digests)
+        writer = self.handles.mask.writer(self.box, self.job.staging, with_levels=whole) if write_mask else None
+        for part in self.grids.shards.parts(self.box):
+            window.load(part)
+            truth = self._read_truth(part, truth_digests, truth_lost)
             self._give_up(results, window.lost, halo, results.failed)
             self._give_up(results, truth_lost, (0, 0, 0), results.uncounted)
-            mask = scratch.array("mask", strip.shape, np.uint8)
-            self._segment(strip, origin, stack, truth, mask, results)
+            mask = scratch.array("mask", part.shape, np.uint8)
+            self._segment(part, window, truth, mask, results)
             if writer is not None:
-                writer.write(strip, mask)
+                writer.write(part, mask)
         if writer is not None:
             results.shard_digest = writer.finish()
             if whole:
@@ -305,23 +305,21 @@ class _Block:
 
     def _give_up(self, results: _Results, lost: Lost, halo: Triple, tiles: Array) -> None:
         """Mark the tiles that need voxels which could not be read, and keep why."""
-        for part, reason in lost:
+        for part, reason in lost.parts:
             (_, top, left), (_, bottom, right) = part.start, part.stop
             here = Box((self.z, top, left), (self.z + 1, bottom, right)).grow((0, *halo[1:])) & self.box
             cells = self.grids.tiles.cover(here)
             tiles[cells.relative_to(self.tiles.start).slices] = True
             results.reasons.setdefault(reason, []).append(cells)
-        lost.clear()
+        lost.parts.clear()
 
-    def _segment(
-        self, strip: Box, origin: Triple, stack: Array, truth: Array | None, mask: Array, results: _Results
-    ) -> None:
-        """Segment the tiles of a strip into ``mask``, and fill in their part of the tables."""
-        recipe = self.job.recipe
+    def _segment(self, part: Box, window: Window, truth: Array | None, mask: Array, results: _Results) -> None:
+        """Segment the tiles of a shard into ``mask``, and fill in their part of the tables."""
+        recipe, stack, origin = self.job.recipe, window.values, window.box.start
         rule = TileRule(recipe.denoise.window, recipe.foreground == "dark", recipe.threshold.level)
         joint = scratch.array("joint", (3, int(np.iinfo(stack.dtype).max) + 1), np.uint32)
         resolved = self._filtered_window()
-        tiles = self.grids.tiles.cover(strip)
+        tiles = self.grids.tiles.cover(part)
         # Plain integers: 447,440 tiles pay for every object that is made for one.
         rows, columns = (
             [(index, index * step, min(index * step + step, length)) for index in range(first, last)]
@@ -330,28 +328,30 @@ class _Block:
             )
         )
         for row, top, bottom in rows:
-            in_strip = slice(top - strip.start[1], bottom - strip.start[1])
+            down = slice(top - part.start[1], bottom - part.start[1])
             for column, left, right in columns:
-                across = slice(left - strip.start[2], right - strip.start[2])
+                across = slice(left - part.start[2], right - part.start[2])
                 local = 0, row - self.tiles.start[1], column - self.tiles.start[2]
                 if results.failed[local]:
-                    mask[0, in_strip, across] = 0
+                    mask[0, down, across] = 0
                     continue
-                traced = None if truth is None else truth[0, in_strip, across]
+                traced = None if truth is None else truth[0, down, across]
                 start = top - origin[1], left - origin[2]
-                level = segment_tile(stack, start, traced, mask[0, in_strip, across], joint, rule)
+                level = segment_tile(stack, start, traced, mask[0, down, across], joint, rule)
                 results.threshold[local] = level
                 if results.counts is not None and results.histogram is not None and not results.uncounted[local]:
                     results.counts[local] = counts_above(joint, level)
                     rebin(joint, resolved, results.histogram[local])
 
-    def _read_truth(self, strip: Box, digests: Array | None) -> tuple[Array | None, Lost]:
-        """Return the truth of a strip, or None where nobody annotated the slice; and what of it is lost."""
+    def _read_truth(self, part: Box, digests: Array | None, lost: Lost) -> Array | None:
+        """Return the truth of a shard, or None where nobody annotated the slice."""
         if self.handles.truth is None or digests is None or not digests.any():
-            return None, []
-        truth = scratch.array("truth", strip.shape, np.uint8)
-        lost = read_stored(self.handles.volume, self.handles.truth[0].full, strip, digests, truth)
-        return truth, lost
+            return None
+        array = self.handles.truth[0].full
+        truth = scratch.array("truth", part.shape, np.uint8)
+        _, row, column = array.shards.cover(part).start
+        lost.read(self.handles.volume, array, part, int(digests[0, row, column]), truth)
+        return truth
 
     def _filtered_window(self) -> tuple[int, int]:
         """Grey levels that the stored histograms resolve, on the filtered scale."""

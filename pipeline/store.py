@@ -8,18 +8,16 @@ that could neither be read nor written again.) Tables and documents are small: z
 from __future__ import annotations
 
 import errno
-import shutil
 import threading
 import uuid
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xxhash
 import zarr
-import zarr.buffer.cpu
 import zarrs  # noqa: F401  (registers its codec pipeline; a missing wheel fails here and not in the middle of a run)
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
@@ -28,6 +26,7 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from pipeline.disk import disk_errors, error_number, is_file, raise_refusal, rename, retried
 from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError
 from pipeline.geometry import Box, Grid, Triple
+from pipeline.shard import ShardCodec
 
 # Measured on the real tile's texture (benchmarks/README.md): chunks of 512 in shards of 4096 cost 1.6 times as much to
 # read and write; lz4 reads 1.5 times as fast but stores 1.5 times as much.
@@ -41,7 +40,6 @@ ABSENT = 0  # digest of what was never written
 ALL_FILL = 1  # digest of a shard that holds only the fill value, and has no file
 
 _config_lock = threading.Lock()
-_codec: dict[str, int] = {}
 
 
 class ShardedArray:
@@ -51,13 +49,15 @@ class ShardedArray:
     ----------
     path : Path
         Folder of the array.
-    pipeline : {"zarrs", "zarr"}
-        Codec pipeline; both give the same voxels, `zarrs` reads twice as fast.
+
+    Raises
+    ------
+    DamageError
+        If it is missing, or not stored as `create` stores it.
     """
 
-    def __init__(self, path: Path, pipeline: str = "zarrs") -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._pipeline = pipeline
         self._open()
 
     @classmethod
@@ -73,34 +73,60 @@ class ShardedArray:
         self._open()
 
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Read a box of voxels, into ``out`` (C-contiguous, of the box's shape) where it is given.
+        """Read a box of voxels, into ``out`` (of the box's shape) where it is given.
 
         Fresh arrays of a whole slice cost page faults: 203 MB/s against 1154 MB/s into a buffer that is used again.
 
         Raises
         ------
         DamageError
-            If a shard cannot be decoded.
+            Naming every shard that cannot be decoded.
         UnavailableError
             If the storage does not answer.
         """
         out = np.empty(box.shape, self.dtype) if out is None else out
-        if out.shape != box.shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+        if out.shape != box.shape or out.dtype != self.dtype:
             raise ShapeMismatchError(f"{self.path}: buffer of {out.shape} {out.dtype} for a box of {box.shape}")
-        try:
-            # zarr's protocol for arrays is stricter in its overloads than NumPy's own class
-            buffer = zarr.buffer.cpu.NDBuffer.from_ndarray_like(cast(Any, out))
-            retried(lambda: self._array.get_basic_selection(box.slices, out=buffer))
-        except Exception as error:  # the pipelines raise OSError, RuntimeError, ValueError, ... for damaged bytes
-            if error_number(error) not in (errno.EACCES, errno.EPERM):  # those of one file are the trouble of that file
-                raise_refusal(self._one_shard(box), error)
-            raise DamageError(
-                f"{self.path}: {self._damaged(box)} cannot be decoded ({error}); restore it from a copy"
-            ) from error
+        if box & Box.whole(self.shape) != box:
+            raise ShapeMismatchError(f"{self.path}: {box} reaches beyond its {self.shape} voxels")
+        damage = []
+        for shard in self.shards.cover(box):
+            part = self.shards.box(shard) & box
+            try:
+                self.read_shard(shard, part, out[part.relative_to(box.start).slices])
+            except DamageError as error:
+                damage.append(error)
+        if len(damage) > 1:
+            raise DamageError("; ".join(map(str, damage))) from damage[0]
+        if damage:
+            raise damage[0]
         return out
 
+    def read_shard(self, shard: Triple, part: Box, out: NDArray[Any]) -> int:
+        """Read voxels of one shard into ``out``, of the box's shape; return its digest, if they are all that it has.
+
+        Raises
+        ------
+        DamageError, UnavailableError
+            As `read`.
+        """
+        file, plane = self.shard_file(shard), out[0]
+        window = part.relative_to(self.shards.box(shard).start).slices[1:]
+        try:
+            digest = retried(lambda: self._codec.read(file, window, plane))
+        except FileNotFoundError:  # this is how zarr stores a shard of fill
+            plane[...] = self.fill
+            return ALL_FILL
+        except (OSError, ValueError, RuntimeError) as error:
+            if error_number(error) not in (errno.EACCES, errno.EPERM):  # those of one file are the trouble of that file
+                raise_refusal(file, error)
+            raise DamageError(
+                f"{self.path}: shard {file.relative_to(self.path)} cannot be decoded ({error}); restore it from a copy"
+            ) from error
+        return _stored(digest)
+
     def write(self, box: Box, values: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
-        """Replace whole shards: stage them as new files, then rename each into place; all-fill shards have no file.
+        """Replace whole shards: stage each as a new file, then rename it into place; all-fill shards have no file.
 
         Parameters
         ----------
@@ -125,22 +151,16 @@ class ShardedArray:
         """
         if self.shards.round_out(box) != box or values.shape != box.shape:
             raise ShapeMismatchError(f"{self.path}: {box} with values of {values.shape} is no box of whole shards")
-        digests = self.digests(box, values)
-        stage = staging / uuid.uuid4().hex
+        cells = self.shards.cover(box)
+        digests = np.empty(cells.shape, np.uint64)
         try:
             with disk_errors(self.path):
-                retried(lambda: stage.mkdir(exist_ok=True))
-                shutil.copyfile(self.path / "zarr.json", stage / "zarr.json")
-                staged = open_array(stage, self._pipeline)
-                retried(lambda: staged.set_basic_selection(box.slices, values))
-                for shard, digest in zip(self.shards.cover(box), digests.flat, strict=True):
-                    self._publish(stage, shard, empty=digest == ALL_FILL)
-        except (FileNotFoundError, DamageError) as error:
+                for shard in cells:
+                    digests[_within(shard, cells)] = self._write_shard(shard, box, values, staging)
+        except FileNotFoundError as error:
             if staging.is_dir():
                 raise
             raise LockedError(f"{self.path}: its staging folder was removed; another process has taken over") from error
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
         return digests
 
     def erase(self, box: Box) -> None:
@@ -166,13 +186,14 @@ class ShardedArray:
         return None
 
     def digests(self, box: Box, values: NDArray[Any]) -> NDArray[np.uint64]:
-        """Return a digest of the decoded voxels of each shard in a box of whole shards, shape of the shard grid."""
+        """Return a digest of the decoded voxels of each shard in a box of whole shards, shape of the shard grid.
+
+        It is ``ALL_FILL`` for a shard that holds only the fill value.
+        """
         cells = self.shards.cover(box)
         digests = np.empty(cells.shape, np.uint64)
-        for cell in cells:
-            window = self.shards.box(cell).relative_to(box.start)
-            local = tuple(index - first for index, first in zip(cell, cells.start, strict=True))
-            digests[local] = digest_voxels(values[window.slices], self.fill)
+        for shard in cells:
+            digests[_within(shard, cells)] = _stored(self._codec.digest(self._plane(shard, box, values)))
         return digests
 
     def shard_file(self, shard: Triple) -> Path:
@@ -180,35 +201,60 @@ class ShardedArray:
         return self.path.joinpath("c", *map(str, shard))
 
     def _open(self) -> None:
-        self._array = open_array(self.path, self._pipeline)
-        self.shape: Triple = self._array.shape
-        self.dtype: np.dtype[Any] = self._array.dtype
-        self.fill: int = int(self._array.fill_value)
-        self.shards = Grid(self.shape, self._array.shards)
+        array = open_array(self.path, "zarr")
+        self.shape: Triple = array.shape
+        self.dtype: np.dtype[Any] = array.dtype
+        self.fill: int = int(array.fill_value)
+        self._codec = _shard_codec(self.path, array)
+        self.shards = Grid(self.shape, (1, *self._codec.shard))
 
-    def _publish(self, stage: Path, shard: Triple, empty: bool) -> None:
-        target = self.shard_file(shard)
-        if empty:
-            retried(lambda: target.unlink(missing_ok=True))
-        else:
-            retried(lambda: target.parent.mkdir(parents=True, exist_ok=True))
-            rename(stage / target.relative_to(self.path), target)
+    def _write_shard(self, shard: Triple, box: Box, values: NDArray[Any], staging: Path) -> int:
+        encoded = self._codec.encode(self._plane(shard, box, values))
+        file = self.shard_file(shard)
+        if encoded is None:
+            retried(lambda: file.unlink(missing_ok=True))
+            return ALL_FILL
+        parts, digest = encoded
+        staged = staging / uuid.uuid4().hex
+        try:
+            retried(lambda: _write_file(staged, parts))
+            retried(lambda: file.parent.mkdir(parents=True, exist_ok=True))
+            rename(staged, file)
+        except BaseException:
+            with suppress(OSError):
+                staged.unlink()
+            raise
+        return _stored(digest)
 
-    def _one_shard(self, box: Box) -> Path:
-        """File of the only shard that a box touches, else the folder of the array."""
-        shards = list(self.shards.cover(box))
-        return self.shard_file(shards[0]) if len(shards) == 1 else self.path
+    def _plane(self, shard: Triple, box: Box, values: NDArray[Any]) -> NDArray[Any]:
+        """Voxels of one shard, (y, x), of the values of a box of whole shards."""
+        plane: NDArray[Any] = values[self.shards.box(shard).relative_to(box.start).slices][0]
+        return plane
 
-    def _damaged(self, box: Box) -> str:
-        """Name the shards of a box that cannot be decoded."""
-        bad = []
-        for shard in self.shards.cover(box):
-            part = self.shards.box(shard)
-            try:
-                self._array.get_basic_selection(part.slices)
-            except Exception:  # whatever it is, it is the answer
-                bad.append(str(self.shard_file(shard).relative_to(self.path)))
-        return f"shard {', '.join(bad)}" if bad else str(box)
+
+def _write_file(path: Path, parts: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(parts)
+
+
+def _within(shard: Triple, cells: Box) -> Triple:
+    z, y, x = (index - first for index, first in zip(shard, cells.start, strict=True))
+    return z, y, x
+
+
+def _shard_codec(path: Path, array: Any) -> ShardCodec:
+    """How an array stores its shards; refused where that is not as `create_array` has it."""
+    metadata = array.metadata.to_dict()
+    shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    how = metadata["codecs"][0].get("configuration", {})
+    chunk = how.get("chunk_shape", ())
+    names = [[codec["name"] for codec in how.get(chain, ())] for chain in ("codecs", "index_codecs")]
+    if names != [["bytes", "zstd"], ["bytes", "crc32c"]] or how["index_location"] != "end" or shard[0] != 1:
+        raise DamageError(f"{path}: is not stored as kesm stores images and labels; restore it from a copy")
+    level = int(how["codecs"][1]["configuration"]["level"])
+    return ShardCodec(
+        tuple(shard[1:]), tuple(chunk[1:]), array.dtype.newbyteorder("<").str, int(array.fill_value), level
+    )
 
 
 def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -243,31 +289,16 @@ def sweep_partial(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def digest_voxels(values: NDArray[Any], fill: int) -> int:
-    """64-bit digest of voxels in C order, never 0; ``ALL_FILL`` where they are all the fill value."""
-    block = np.ascontiguousarray(values)
-    digest = digest_bytes(block.data.cast("B"))
-    # The digest of an empty shard is known, and only where it is met are the voxels looked at: a second pass over all
-    # of them costs four times the digest.
-    if digest == _fill_digest(block.shape, block.dtype.str, fill) and (block == fill).all():
-        return ALL_FILL
-    return digest
-
-
-@lru_cache(maxsize=256)
-def _fill_digest(shape: tuple[int, ...], dtype: str, fill: int) -> int:
-    return digest_bytes(np.full(shape, fill, dtype).data.cast("B"))
-
-
 def digest_bytes(data: bytes | memoryview) -> int:
     """64-bit digest of bytes (xxh3), never one of the reserved values."""
-    digest = xxhash.xxh3_64_intdigest(data)
+    return _stored(xxhash.xxh3_64_intdigest(data))
+
+
+def _stored(digest: int | None) -> int:
+    """Digest as it is recorded: that of a shard of fill is its own value."""
+    if digest is None:
+        return ALL_FILL
     return digest if digest > ALL_FILL else digest + 2
-
-
-def set_codec_threads(threads: int) -> None:
-    """Let arrays that are opened from now on by this process use this many codec threads."""
-    _codec["threading.max_workers"] = threads
 
 
 def create_array(
@@ -296,8 +327,11 @@ def open_array(path: Path, pipeline: str, write_empty_chunks: bool = False) -> A
     """
     # zarr picks these from process-wide settings when an array is opened. They are set for that moment only, so that
     # other zarr code in a user's process keeps its own.
-    ours = {"codec_pipeline.path": PIPELINES[pipeline], "array.order": "C", **_codec}
-    ours["array.write_empty_chunks"] = write_empty_chunks
+    ours = {
+        "codec_pipeline.path": PIPELINES[pipeline],
+        "array.order": "C",
+        "array.write_empty_chunks": write_empty_chunks,
+    }
 
     def open_once() -> Any:
         with _config_lock, zarr.config.set(ours):

@@ -122,14 +122,14 @@ def verify(volume: Volume, runner: Runner, mark: bool = True) -> Verified:
 def slice_bytes(volume: Volume) -> tuple[int, int]:
     """Decoded bytes of one slice with all its labels, and the planned peak memory of looking at it.
 
-    The peak: a row of shards of the image, of each truth and of a mask; level 1 of each, and those above one of them;
-    the shards that the codec holds.
+    The peak: a shard of the image, of each truth and of a mask, and what their codec holds; level 1 of each, and those
+    above one of them.
     """
     itemsize, (_, height, width) = volume.dtype.itemsize, volume.shape
     kinds = [label.kind for label in volume.labels().values()]
-    rows = (itemsize + kinds.count("truth") + 1) * min(height, SHARD[1]) * width
+    shards = (itemsize * CODEC_SHARDS + kinds.count("truth")) * SHARD[1] * SHARD[2]
     levels = (2 * itemsize + len(kinds)) * height * width // 3
-    return (itemsize + len(kinds)) * height * width, rows + levels + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
+    return (itemsize + len(kinds)) * height * width, shards + levels
 
 
 def verify_threads(volume: Volume, cpus: int) -> int:
@@ -174,7 +174,7 @@ class _Specimen:
         return [difference for look in looks for difference in look.differences]
 
     def look(self, z: int) -> None:
-        """Read one slice of everything, strip by strip."""
+        """Read one slice of everything, shard by shard."""
         whole = Box.of_slice(z, self._volume.shape)
         look = _Look(z, whole)
         image = look.attempt(self._image.folder, RecordSlice, self._image, z)
@@ -183,16 +183,16 @@ class _Specimen:
             for name, record in self.truths.items()
             if (truth := look.attempt(record.folder, RecordSlice, record, z)) is not None
         }
-        runs = [part for run in self.runs if (part := look.attempt(run.folder, self._prepared, run, z, truths))]
-        for strip in self._volume.image.full.shards.rows(whole):
+        runs = [found for run in self.runs if (found := look.attempt(run.folder, self._prepared, run, z, truths))]
+        for part in self._volume.image.full.shards.parts(whole):
             if image is not None:
-                look.attempt(image.folder, image.voxels.read, strip, "image")
+                look.attempt(image.folder, image.voxels.read, part, "image")
             traced = {
-                name: look.attempt(truth.folder, truth.voxels.read, strip, f"truth {name}")
+                name: look.attempt(truth.folder, truth.voxels.read, part, f"truth {name}")
                 for name, truth in truths.items()
             }
             for run in runs:
-                look.attempt(run.folder, run.read, strip, traced)
+                look.attempt(run.folder, run.read, part, traced)
         parts: list[Part | None] = [image, *truths.values(), *runs]
         for each in filter(None, parts):
             look.finish(each)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.disk import disk_errors
+from pipeline.disk import disk_errors, is_file
 from pipeline.errors import (
     DamageError,
     ExistsError,
@@ -27,7 +27,7 @@ from pipeline.ledger import Ledger
 from pipeline.lock import locked
 from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
-from pipeline.store import ShardedArray, create_document, read_document
+from pipeline.store import ABSENT, ALL_FILL, ShardedArray, create_document, read_document
 
 FORMAT_VERSION = 1
 LOCK_WAIT_S = 10.0
@@ -244,25 +244,37 @@ class Volume:
         if not shrinking:
             self.image.resize(slices)
 
-    def check_stored(self, array: ShardedArray, box: Box, shard_digests: NDArray[np.uint64]) -> None:
-        """Check that every shard of a box that was written is still a file: a lost one would read as fill, silently.
+    def read_shard(self, array: ShardedArray, part: Box, recorded: int, out: NDArray[Any]) -> None:
+        """Read voxels of one shard, and check that they are those that were recorded.
 
         Parameters
         ----------
         array : ShardedArray
-        box : Box
-            Voxels about to be read.
-        shard_digests : ndarray
-            Recorded digests of the slices of the box, (z, y, x) of the shard grid.
+            One of the volume's.
+        part : Box
+            Voxels; only where they are the whole shard can its digest be checked.
+        recorded : int
+            Digest of the shard; ``ABSENT`` where nothing is known of it.
+        out : ndarray
+            Written; of the box's shape.
 
         Raises
         ------
         DamageError
-            Naming the first shard that is missing.
+            If the shard is lost (which would read as fill, silently), damaged, or another one.
+        UnavailableError
+            If the storage does not answer.
         """
-        lost = array.lost_shard(box, shard_digests)
-        if lost is not None:
-            raise DamageError(f"{self.path}: shard {lost.relative_to(self.path)} is missing; restore it from a copy")
+        (shard,) = array.shards.cover(part)
+        found = array.read_shard(shard, part, out)
+        if recorded in (ABSENT, found):
+            return
+        file = array.shard_file(shard)
+        name = f"{self.path}: shard {file.relative_to(self.path)}"
+        if found == ALL_FILL and not is_file(file):
+            raise DamageError(f"{name} is missing; restore it from a copy")
+        if part == array.shards.box(shard):
+            raise DamageError(f"{name} has other voxels than were recorded; restore it from a copy")
 
     def _label_names(self) -> list[str]:
         """Names of the labels that are listed and there: one that is being made is not yet, a removed one no more."""

@@ -147,7 +147,7 @@ def stored(pyramid, z=0):
 
 
 def by_strips(pyramid, image, staging):
-    writer = pyramid.writer(0, staging, with_levels=True)
+    writer = pyramid.writer(Box.of_slice(0, image.shape), staging, with_levels=True)
     for top in range(0, image.shape[0], 2048):
         strip = image[top : top + 2048]
         writer.write(Box((0, top, 0), (1, top + len(strip), image.shape[1])), strip[None])
@@ -155,11 +155,10 @@ def by_strips(pyramid, image, staging):
 
 
 def by_shards(pyramid, image, staging):
-    writer = pyramid.writer(0, staging, with_levels=False)
-    whole = Box((0, 0, 0), (1, *image.shape))
-    for shard in pyramid.full.shards.cover(whole):
-        box = pyramid.full.shards.box(shard)
-        writer.write(box, image[None][box.slices])
+    whole = Box.of_slice(0, image.shape)
+    writer = pyramid.writer(whole, staging, with_levels=False)
+    for part in reversed(list(pyramid.full.shards.parts(whole))):
+        writer.write(part, image[None][part.slices])
     pyramid.rebuild_levels(0, staging)
     return pyramid.full.digests(whole, image[None])[0]
 
@@ -222,9 +221,9 @@ def test_a_pyramid_grows(tmp_path):
     assert not stored(pyramid, 2)[1].any()
 
 
-def test_a_strip_is_whole_rows_of_shards(tmp_path):
+def test_only_whole_shards_are_written(tmp_path):
     pyramid = Pyramid.create(tmp_path / "image", (1, 2100, 40), "uint8", 0, reduce_image)
     with pytest.raises(ShapeMismatchError, match="is no box of whole shards"):
-        pyramid.writer(0, tmp_path, with_levels=True).write(
+        pyramid.writer(Box.whole((1, 2100, 40)), tmp_path, with_levels=True).write(
             Box((0, 0, 0), (1, 1000, 40)), np.ones((1, 1000, 40), np.uint8)
         )

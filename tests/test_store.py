@@ -22,6 +22,7 @@ from pipeline.errors import (
     ShapeMismatchError,
 )
 from pipeline.geometry import Box
+from pipeline.shard import ShardCodec
 from pipeline.store import ALL_FILL, PIPELINES, SHARD, ShardedArray, create_document, read_document
 from pipeline.table import Table
 
@@ -30,12 +31,15 @@ FIRST = Box((0, 0, 0), (1, 2048, 2048))
 CORNER = Box((0, 2048, 2048), (1, 2100, 2150))
 SLICE = Box((0, 0, 0), (1, 2100, 2150))
 
-both_pipelines = pytest.mark.parametrize("pipeline", sorted(PIPELINES))
+
+def build(folder, dtype="uint8", fill=0, shape=SHAPE):
+    return ShardedArray.create(folder / "0", shape, dtype, fill)
 
 
-def build(folder, pipeline="zarrs", dtype="uint8", fill=0, shape=SHAPE):
-    ShardedArray.create(folder / "0", shape, dtype, fill)
-    return ShardedArray(folder / "0", pipeline)
+def opened(array, pipeline):
+    """The array as others read and write it."""
+    with zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline]}):
+        return zarr.open_array(array.path, mode="r+")
 
 
 def noise(shape, dtype="uint8", seed=1):
@@ -56,27 +60,77 @@ def staging(tmp_path):
 # ---- shards
 
 
-@both_pipelines
+@pytest.mark.parametrize("fill", [0, 127])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_what_is_written_is_read_back(tmp_path, staging, pipeline, dtype):
-    array = build(tmp_path, pipeline, dtype)
+def test_what_is_written_is_read_back(tmp_path, staging, dtype, fill):
+    array = build(tmp_path, dtype, fill)
     values = noise(SLICE.shape, dtype)
     array.write(SLICE, values, staging)
     assert shard_files(array) == ["c/0/0/0", "c/0/0/1", "c/0/1/0", "c/0/1/1"]
     assert not any(staging.iterdir())
-    for reader in PIPELINES:
-        other = ShardedArray(array.path, reader)
-        np.testing.assert_array_equal(other.read(SLICE), values)
-        across = Box((0, 2040, 2000), (2, 2060, 2149))
-        out = np.full(across.shape, 9, dtype)
-        assert other.read(across, out) is out
-        np.testing.assert_array_equal(out[:1], values[:, 2040:2060, 2000:2149])
-        assert not out[1].any()
+    np.testing.assert_array_equal(array.read(SLICE), values)
+    across = Box((0, 2040, 2000), (2, 2060, 2149))
+    out = np.full(across.shape, 9, dtype)
+    assert array.read(across, out) is out
+    np.testing.assert_array_equal(out[:1], values[:, 2040:2060, 2000:2149])
+    assert (out[1] == fill).all()
+    for pipeline in PIPELINES:
+        np.testing.assert_array_equal(opened(array, pipeline)[:1], values)
 
 
-@both_pipelines
-def test_a_shard_is_replaced_alone(tmp_path, staging, pipeline):
-    array = build(tmp_path, pipeline)
+@pytest.fixture(scope="module")
+def gappy(tmp_path_factory):
+    """An array of which some chunks, and one shard, are fill; and its values."""
+    folder = tmp_path_factory.mktemp("gappy")
+    array, values = build(folder), noise(SLICE.shape)
+    values[0, :1024, 1024:2048] = 0
+    values[0, 2048:, :2048] = 0
+    array.write(SLICE, values, folder)
+    return array, values
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    top=st.integers(0, 2099), left=st.integers(0, 2149), height=st.integers(1, 2100), width=st.integers(1, 2150),
+    strided=st.booleans(),
+)  # fmt: skip
+def test_any_box_is_read(gappy, top, left, height, width, strided):
+    array, values = gappy
+    box = Box((0, top, left), (1, top + height, left + width)) & Box.whole(array.shape)
+    out = np.full((1, box.shape[1], 2 * box.shape[2] if strided else box.shape[2]), 9, np.uint8)
+    out = out[:, :, : box.shape[2]]
+    array.read(box, out)
+    np.testing.assert_array_equal(out, values[box.slices])
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_what_others_have_written_is_read(tmp_path, pipeline, dtype):
+    array, values = build(tmp_path, dtype), noise(SLICE.shape, dtype)
+    values[0, :1024, 1024:] = 0
+    opened(array, pipeline)[:1] = values
+    np.testing.assert_array_equal(array.read(SLICE), values)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"compressors": zarr.codecs.BloscCodec()},
+        {"shards": None},
+        {"shards": (2, 2048, 2048)},
+        {"filters": zarr.codecs.TransposeCodec(order=(0, 2, 1))},
+    ],
+    ids=["codec", "no shards", "shards of two slices", "filter"],
+)
+def test_an_array_that_is_stored_in_another_way_is_refused(tmp_path, how):
+    ours = {"chunks": (1, 1024, 1024), "shards": SHARD, "compressors": store.CODEC}
+    zarr.create_array(tmp_path / "0", shape=SHAPE, dtype="uint8", **{**ours, **how})
+    with pytest.raises(DamageError, match="0: is not stored as kesm stores images and labels"):
+        ShardedArray(tmp_path / "0")
+
+
+def test_a_shard_is_replaced_alone(tmp_path, staging):
+    array = build(tmp_path)
     values = noise(SLICE.shape)
     array.write(SLICE, values, staging)
     untouched = {name: (array.path / name).read_bytes() for name in shard_files(array)[:-1]}
@@ -86,9 +140,8 @@ def test_a_shard_is_replaced_alone(tmp_path, staging, pipeline):
     assert {name: (array.path / name).read_bytes() for name in untouched} == untouched
 
 
-@both_pipelines
-def test_a_reader_meets_the_old_shard_or_the_new_one(tmp_path, staging, pipeline):
-    array = build(tmp_path, pipeline)
+def test_a_reader_meets_the_old_shard_or_the_new_one(tmp_path, staging):
+    array = build(tmp_path)
     array.write(CORNER, noise(CORNER.shape), staging)
     old = array.shard_file((0, 1, 1)).read_bytes()
     with array.shard_file((0, 1, 1)).open("rb") as reader:
@@ -97,10 +150,9 @@ def test_a_reader_meets_the_old_shard_or_the_new_one(tmp_path, staging, pipeline
     assert array.shard_file((0, 1, 1)).read_bytes() != old
 
 
-@both_pipelines
 @pytest.mark.parametrize("fill", [0, 127])
-def test_a_shard_of_fill_has_no_file(tmp_path, staging, pipeline, fill):
-    array = build(tmp_path, pipeline, fill=fill)
+def test_a_shard_of_fill_has_no_file(tmp_path, staging, fill):
+    array = build(tmp_path, fill=fill)
     values = np.full(SLICE.shape, fill, np.uint8)
     values[0, 2060, 7] = 255
     array.write(SLICE, values, staging)
@@ -126,10 +178,9 @@ DAMAGE = {
 }
 
 
-@both_pipelines
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_shard_is_named_and_can_be_replaced(tmp_path, staging, pipeline, damage):
-    array = build(tmp_path, pipeline)
+def test_a_damaged_shard_is_named_and_can_be_replaced(tmp_path, staging, damage):
+    array = build(tmp_path)
     array.write(FIRST, np.full(FIRST.shape, 3, np.uint8), staging)
     values = noise(CORNER.shape)
     array.write(CORNER, values, staging)
@@ -147,13 +198,13 @@ def test_all_damaged_shards_are_named(tmp_path, staging):
     array.write(SLICE, noise(SLICE.shape), staging)
     for shard in ((0, 0, 1), (0, 1, 0)):
         array.shard_file(shard).write_bytes(b"")
-    with pytest.raises(DamageError, match="shard c/0/0/1, c/0/1/0 cannot be decoded"):
+    with pytest.raises(DamageError, match=r"shard c/0/0/1 cannot be decoded .* shard c/0/1/0 cannot be decoded"):
         array.read(SLICE)
 
 
-def test_a_foreign_box_is_named_where_no_shard_is_damaged(tmp_path):
+def test_a_box_must_lie_in_the_array(tmp_path):
     array = build(tmp_path)
-    with pytest.raises(DamageError, match="z=0:1,y=0:9999,x=0:1 cannot be decoded"):
+    with pytest.raises(ShapeMismatchError, match="z=0:1,y=0:9999,x=0:1 reaches beyond its"):
         array.read(Box((0, 0, 0), (1, 9999, 1)))
 
 
@@ -162,10 +213,8 @@ def test_a_foreign_box_is_named_where_no_shard_is_damaged(tmp_path):
     [
         np.empty((1, 4, 5), np.uint8),
         np.empty((1, 4, 4), np.uint16),
-        np.empty((4, 4, 1), np.uint8).T,
-        np.empty((1, 4, 8), np.uint8)[:, :, ::2],
     ],
-    ids=["shape", "dtype", "fortran", "strided"],
+    ids=["shape", "dtype"],
 )
 def test_a_buffer_must_fit(tmp_path, out):
     with pytest.raises(ShapeMismatchError, match=r"0: buffer of .* for a box of \(1, 4, 4\)"):
@@ -200,9 +249,8 @@ def test_threads_write_shards_side_by_side(tmp_path, staging):
     np.testing.assert_array_equal(array.read(SLICE), values)
 
 
-@both_pipelines
-def test_resize_keeps_what_stays_and_forgets_what_goes(tmp_path, staging, pipeline):
-    array = build(tmp_path, pipeline)
+def test_resize_keeps_what_stays_and_forgets_what_goes(tmp_path, staging):
+    array = build(tmp_path)
     second = Box((1, 0, 0), (2, 2048, 2048))
     array.write(FIRST, np.full(FIRST.shape, 7, np.uint8), staging)
     array.write(second, np.full(FIRST.shape, 8, np.uint8), staging)
@@ -218,18 +266,22 @@ def test_resize_keeps_what_stays_and_forgets_what_goes(tmp_path, staging, pipeli
 # ---- digests
 
 
-SMALL = (1, 6, 7)
+SMALL = (6, 7)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     values=arrays(np.uint16, SMALL, elements=st.sampled_from([0, 1, 256])),
     other=arrays(np.uint16, SMALL, elements=st.sampled_from([0, 1, 256])),
+    fill=st.sampled_from([0, 1]),
 )
-def test_digests_differ_where_voxels_differ(values, other):
-    equal = store.digest_voxels(values, 0) == store.digest_voxels(other, 0)
+def test_digests_differ_where_voxels_differ(values, other, fill):
+    codec = ShardCodec((8, 8), (4, 4), "<u2", fill, 1)
+    equal = codec.digest(values) == codec.digest(other)
     assert equal == np.array_equal(values, other)
-    assert (store.digest_voxels(values, 1) == ALL_FILL) == bool((values == 1).all())
+    encoded = codec.encode(values)
+    assert codec.digest(values) == (None if encoded is None else encoded[1])
+    assert (encoded is None) == bool((values == fill).all())
 
 
 def test_each_shard_has_its_digest(tmp_path):
@@ -244,14 +296,10 @@ def test_each_shard_has_its_digest(tmp_path):
     np.testing.assert_array_equal(array.digests(SLICE, values) != before, [[[False, True], [False, False]]])
 
 
-def test_digests_do_not_depend_on_the_codec_pipeline(tmp_path, staging):
-    values = noise(SLICE.shape, "uint16")
-    digests = []
-    for pipeline in PIPELINES:
-        array = build(tmp_path / pipeline, pipeline, "uint16")
-        array.write(SLICE, values, staging)
-        digests.append(array.digests(SLICE, array.read(SLICE)))
-    np.testing.assert_array_equal(*digests)
+def test_what_is_written_has_the_digest_of_what_is_read(tmp_path, staging):
+    array, values = build(tmp_path, "uint16"), noise(SLICE.shape, "uint16")
+    written = array.write(SLICE, values, staging)
+    np.testing.assert_array_equal(written, array.digests(SLICE, array.read(SLICE)))
 
 
 @pytest.mark.parametrize(("hashed", "digest"), [(0, 2), (1, 3), (2, 2), (2**64 - 1, 2**64 - 1)])
@@ -298,25 +346,20 @@ def test_an_array_is_no_document(tmp_path):
 # ---- the machine
 
 
-def test_the_settings_of_zarr_are_left_as_they_were(tmp_path, staging, monkeypatch):
-    monkeypatch.setattr(store, "_codec", {})
+def test_the_settings_of_zarr_are_left_as_they_were(tmp_path, staging):
     before = copy.deepcopy(zarr.config.config)
-    store.set_codec_threads(1)
-    for pipeline, kind in PIPELINES.items():
-        array = build(tmp_path / pipeline, pipeline)
-        array.write(FIRST, np.ones(FIRST.shape, np.uint8), staging)
-        array.read(FIRST)
-        inner = getattr(array._array, "async_array", None) or array._array._async_array
-        assert type(inner.codec_pipeline).__name__ == kind.rpartition(".")[2]
+    array = build(tmp_path)
+    array.write(FIRST, np.ones(FIRST.shape, np.uint8), staging)
+    array.read(FIRST)
     Table.create(tmp_path / "table", (2,), "uint8", (1,)).write((slice(0, 1),), 1)
     assert zarr.config.config == before
 
 
 def test_settings_of_the_process_change_nothing_on_disk(tmp_path, staging):
     settings = {"array.order": "F", "array.write_empty_chunks": True, "default_zarr_format": 2}
-    for pipeline, theirs in zip(PIPELINES, reversed(PIPELINES.values()), strict=True):
-        with zarr.config.set({**settings, "codec_pipeline.path": theirs}):
-            array = build(tmp_path / pipeline, pipeline)
+    for pipeline, path in PIPELINES.items():
+        with zarr.config.set({**settings, "codec_pipeline.path": path}):
+            array = build(tmp_path / pipeline)
             values = noise(SLICE.shape)
             values[FIRST.slices] = 0
             array.write(SLICE, values, staging)
@@ -333,8 +376,8 @@ def test_only_zarr_lies_in_a_store(tmp_path, staging):
     array.write(SLICE, noise(SLICE.shape), staging)
     assert {path.name for path in array.path.iterdir()} == {"zarr.json", "c"}
     assert all(part.isdigit() for file in shard_files(array) for part in file.split("/")[1:])
-    assert array._array.metadata.fill_value == 0
-    assert array._array.shards == SHARD
+    assert opened(array, "zarr").fill_value == 0
+    assert opened(array, "zarr").shards == SHARD
 
 
 TOO_MANY_FILES = """
@@ -343,7 +386,7 @@ from pathlib import Path
 from pipeline.errors import StorageError
 from pipeline.geometry import Box
 from pipeline.store import ShardedArray
-array = ShardedArray(Path(sys.argv[1]), sys.argv[2])
+array = ShardedArray(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:
     array.read(Box((0, 2048, 2048), (1, 2100, 2150)))
@@ -353,11 +396,10 @@ except StorageError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are set the POSIX way")
-@both_pipelines
-def test_a_machine_without_files_left_is_no_damage(tmp_path, staging, pipeline):
+def test_a_machine_without_files_left_is_no_damage(tmp_path, staging):
     array = build(tmp_path)
     array.write(CORNER, noise(CORNER.shape), staging)
-    command = [sys.executable, "-c", TOO_MANY_FILES, str(array.path), pipeline]
+    command = [sys.executable, "-c", TOO_MANY_FILES, str(array.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "too many open files; raise the limit" in done.stdout
 

@@ -53,7 +53,7 @@ def places(verified: Verified) -> set[str]:
 
 def in_parts(volume: Volume) -> dict[str, Any]:
     """Options of a run that has only the memory for blocks of one shard."""
-    needed = PROCESS_BYTES + task_bytes(volume, Recipe(), 1, smallest_block(volume))
+    needed = PROCESS_BYTES + task_bytes(volume, Recipe(), smallest_block(volume))
     return {"memory": needed, "cluster": {"threads": 1}}
 
 
@@ -180,13 +180,13 @@ def volume_staging(volume: Volume) -> Iterator[Path]:
 
 def test_everything_is_read_once(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[Path, Box]] = []
-    plain = ShardedArray.read
+    plain = ShardedArray.read_shard
 
-    def counted(array: ShardedArray, box: Box, out: Any = None) -> Any:
-        read.append((array.path, box))
-        return plain(array, box, out)
+    def counted(array: ShardedArray, shard: Any, part: Box, out: Any) -> int:
+        read.append((array.path, part))
+        return plain(array, shard, part, out)
 
-    monkeypatch.setattr(ShardedArray, "read", counted)
+    monkeypatch.setattr(ShardedArray, "read_shard", counted)
     verified = looked(volume)
     assert verified.findings == ()
     assert len(set(read)) == len(read)
@@ -600,14 +600,14 @@ def test_what_was_made_again_before_it_was_marked_is_no_difference(small: Volume
 
 
 def test_storage_that_does_not_answer_costs_no_mask(small: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = ShardedArray.read
+    plain = ShardedArray.read_shard
 
-    def refuse(array: ShardedArray, box: Box, out: Any = None) -> Any:
-        if array.path == small.path / "labels" / "otsu" / "0" and box.start[0] == 1:
+    def refuse(array: ShardedArray, shard: Any, part: Box, out: Any) -> int:
+        if array.path == small.path / "labels" / "otsu" / "0" and shard[0] == 1:
             raise UnavailableError("the storage does not answer")
-        return plain(array, box, out)
+        return plain(array, shard, part, out)
 
-    monkeypatch.setattr(ShardedArray, "read", refuse)
+    monkeypatch.setattr(ShardedArray, "read_shard", refuse)
     (finding,) = looked(small).findings
     assert (finding.place, finding.run) == ("labels/otsu/0/c/1/0/0", None)
     assert finding.reason == "the storage does not answer"
@@ -633,7 +633,7 @@ REFUSALS: dict[str, tuple[type, str, str | int, Exception, list[str]]] = {
     "table": (Table, "survey", "tiles/second/truth/groundtruth/histogram", StorageError("too many open files"),
               ["tiles/second"] * 2),
     "chunk": (Table, "stored", "tiles/second/mask_key", OSError(116, "stale"), ["tiles/second"] * 2),
-    "voxels": (ShardedArray, "read", "labels/second/0", UnavailableError("no answer"), ["labels/second/0"] * 2),
+    "voxels": (ShardedArray, "read_shard", "labels/second/0", UnavailableError("no answer"), ["labels/second/0"] * 2),
 }  # fmt: skip
 
 
@@ -659,15 +659,15 @@ def test_what_is_refused_ends_nothing_and_costs_nothing(
 def test_storage_that_is_away_is_not_asked_for_every_shard(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def away(array: ShardedArray, box: Box, out: Any = None) -> Any:
-        asked.append(box)
+    def away(array: ShardedArray, shard: Any, part: Box, out: Any) -> int:
+        asked.append(part)
         raise UnavailableError("the storage does not answer")
 
-    monkeypatch.setattr(ShardedArray, "read", away)
+    monkeypatch.setattr(ShardedArray, "read_shard", away)
     verified = looked(volume)
     assert len(verified.findings) == 2 * 4
     assert {finding.shard for finding in verified.findings} == {None}
-    assert len(asked) == 2 * 4 * (1 + disk.SILENT_FILES + 1)
+    assert len(asked) == 2 * 4 * (disk.SILENT_FILES + 1)
 
 
 def test_marking_that_is_refused_is_a_note(small: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
