@@ -9,11 +9,8 @@ tables of tiles; the published method does not even read or write. Kernels are c
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,19 +19,19 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from command import kesm
 from dask_image.ndfilters import median_filter
 from numpy.typing import NDArray
 from record import parse, save, show
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
-from specimen import TRUTH, build_volume, volume_bytes, work_folder
+from specimen import TRUTH, build_volume, compile_kernels, volume_bytes, warm_cache, work_folder
 from texture import KESM_SLICE, TILE, slice_pair, tile_pair
 
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 
-KESM = Path(sys.executable).with_name("kesm")
 VESSEL = 255
 PUBLISHED_TILES = 16
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -71,24 +68,6 @@ class Agreement:
     tiles_with_other_level: int
     largest_level_difference: float
     counts: list[int]
-
-
-def run_kesm(volume: Path, name: str, threads: int) -> tuple[float, float]:
-    """Seconds that a fresh process of ``kesm run`` took in all, and those of the job in it, without its imports."""
-    command = [str(KESM), "run", str(volume), "--truth", TRUTH, "--name", name, "--threads", str(threads), "--json"]
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(f"kesm run failed with {done.returncode}:\n{done.stderr}")
-    return seconds, float(json.loads(done.stdout)["elapsed_s"])
-
-
-def warm_cache(folder: Path) -> None:
-    """Read every file once, so that the page cache holds it: some systems take back pages that rest for a while."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.read_bytes()
 
 
 def read_tables(volume: Path, name: str, slices: int, seconds: float) -> Segmented:
@@ -150,11 +129,12 @@ def compare(ours: Segmented, theirs: Segmented) -> Agreement:
 
 def measure(folder: Path, slices: int, obvious_slices: int, repeats: int, threads: int) -> dict[str, Any]:
     """Build the volume and run the three methods; return rows and agreement."""
-    run_kesm(build_volume(folder / "small.zarr", 1, (1100, 1700)), "warm", threads)  # compiles the kernels
+    compile_kernels(folder)
     volume = build_volume(folder / "full.zarr", slices)
-    os.sync()  # what was written is not written during the measurement
     warm_cache(volume)
-    runs = [run_kesm(volume, f"run{repeat}", threads) for repeat in range(repeats)]
+    words = [volume, "--truth", TRUTH, "--threads", threads]
+    done = [kesm("run", *words, "--name", f"run{repeat}") for repeat in range(repeats)]
+    runs = [(one.seconds, float(one.document["elapsed_s"])) for one in done]
     process_s, job_s = (statistics.median(column) for column in zip(*runs, strict=True))
     obvious = run_obvious(volume, obvious_slices, folder / "mask.zarr", threads)
     published_s = time_published(PUBLISHED_TILES)

@@ -19,7 +19,7 @@ from pipeline.report import Summary
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 
-RECORDED_PACKAGES = ("kesm-pipeline", "dask", "numba", "numpy", "scipy", "zarr", "zarrs")
+RECORDED_PACKAGES = ("kesm-pipeline", "dask", "imagecodecs", "numba", "numcodecs", "numpy", "scipy", "zarr")
 BEAT_EVERY_S = 5.0
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import ShapeMismatchError
 
+SCORE_PARTS = 7  # integers that `score_parts` makes of the scores of a tile
 _NOT_ANNOTATED = 127  # as truth labels are stored; the only value of a truth that is neither background nor vessel
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,9 +23,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Say in a user's words what the operating system refused."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise_refusal(path, error)
-        if error_number(error) is not None and not isinstance(error, FileNotFoundError):
+        if error.errno is not None and not isinstance(error, FileNotFoundError):
             raise StorageError(
                 f"{path}: cannot be written ({error}); mend the file system, then run the same command again"
             ) from error
@@ -38,8 +37,8 @@ def retried(call: Callable[[], Result]) -> Result:
     for pause_s in RETRY_AFTER_S:
         try:
             return call()
-        except Exception as error:
-            if error_number(error) not in _TRANSIENT:
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
                 raise
         time.sleep(pause_s)
     return call()
@@ -54,6 +53,23 @@ def is_file(path: Path) -> bool:
     return True
 
 
+def write_file(path: Path, parts: Sequence[bytes], staged: Path) -> None:
+    """Write a file under another name and move it over its own, so that a reader meets the old one or the new one."""
+
+    def write() -> None:
+        with staged.open("wb") as file:
+            file.writelines(parts)
+
+    try:
+        retried(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+        retried(write)
+        rename(staged, path)
+    except BaseException:
+        with suppress(OSError):
+            staged.unlink()
+        raise
+
+
 def rename(built: Path, path: Path) -> None:
     """Move a file over another one; a network store that has done so may not have said it, and is not asked again."""
     identity = built.stat()
@@ -66,7 +82,7 @@ def rename(built: Path, path: Path) -> None:
 
 def raise_refusal(path: Path, error: Exception) -> None:
     """Raise what the operating system refused in a user's words, if that is what went wrong."""
-    number = error_number(error)
+    number = error.errno if isinstance(error, OSError) else None
     if number in _REASONS:
         raise StorageError(f"{path}: {_REASONS[number]}") from error
     if number in _TRANSIENT:
@@ -74,14 +90,6 @@ def raise_refusal(path: Path, error: Exception) -> None:
             f"{path}: the storage does not answer ({error}), also when asked {len(RETRY_AFTER_S)} times more; run "
             "again when it does"
         ) from error
-
-
-def error_number(error: BaseException) -> int | None:
-    """Number of an error of the operating system: `zarrs` hands on the text only."""
-    if isinstance(error, OSError):
-        return error.errno
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return int(number[1]) if number else None
 
 
 _TRANSIENT = {

@@ -1,8 +1,7 @@
 """Dask: the graph of a run, its reduction, its engines and its events; the one owner of dask.
 
-The graph is a `map_blocks` over the grid of tiles, without array arguments: a task reads its own window. Each returns
-the small table of its tiles, and sums of those are Dask's tree reductions, all computed at once (computed one by one,
-the blocks run again for each).
+The graph is a `map_blocks` over the grid of blocks, without array arguments: a task reads its own window, leaves what
+it knows of its tiles in their tables, and returns sums over them, which one tree adds up.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 
 from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluster
-from pipeline.confusion import Scores, mean_scores, score_parts
+from pipeline.confusion import SCORE_PARTS, Scores, mean_scores, score_parts
 from pipeline.errors import DamageError, SchedulerError
-from pipeline.geometry import Triple
+from pipeline.geometry import Box, Triple
 from pipeline.keys import stale_pyramids, unfinished
 from pipeline.plan import Plan, available_cpus
 from pipeline.record import Column, recorded
 from pipeline.segment import Job, build_pyramid, run_block
 from pipeline.store import ShardedArray
-from pipeline.tables import RunTables
+from pipeline.tables import Grids, RunTables
 from pipeline.volume import Volume
 
 Client: TypeAlias = distributed.Client
@@ -108,6 +107,11 @@ class Outcome:
     totals: NDArray[np.int64]
     macro: tuple[Scores, int] | None
 
+    @classmethod
+    def of(cls, sums: Sums) -> Outcome:
+        """Take sums apart."""
+        return cls(sums[: len(Column)], mean_scores(sums[len(Column) :]))
+
 
 def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: Observer, again: bool = True) -> Outcome:
     """Run the blocks of a plan that are not done, and sum what they return with what the others have recorded.
@@ -122,44 +126,43 @@ def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: O
         If the scheduler or its workers are lost.
     """
     observer(JobsStarted(plan.blocks.size))
-    slices, totals, scores, settled = _look(plan, tables)
+    slices, sums, settled = _look(plan, tables)
     if settled.count:
         observer(settled)
     if slices:
         with engine.listen(observer) as notify:
-            sums = engine.compute(*build_graph(plan, job, notify, slices))
-        totals, scores = totals + sums[0], scores + sums[1]
+            sums = sums + engine.compute(build_graph(plan, job, notify, slices))[0]
     lost = engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in _stale(plan, tables)])
     if any(lost):  # a mask that was done is damaged, and its blocks are disowned: they are made again, now
         if not again:
             raise DamageError("; ".join(filter(None, lost)))
         return execute(plan, job, tables, engine, observer, again=False)
-    return Outcome(totals, mean_scores(scores))
+    return Outcome.of(sums)
 
 
 def finished(plan: Plan, tables: RunTables, observer: Observer) -> Outcome | None:
     """Outcome of a plan of which nothing is left to do, from the tables; None if there is."""
     if _stale(plan, tables):
         return None
-    slices, totals, scores, settled = _look(plan, tables)
+    slices, sums, settled = _look(plan, tables)
     if slices:
         return None
     observer(JobsStarted(plan.blocks.size))
     observer(settled)
-    return Outcome(totals, mean_scores(scores))
+    return Outcome.of(sums)
 
 
-def _look(plan: Plan, tables: RunTables) -> tuple[list[int], Sums, Sums, BlocksSettled]:
-    """Slices that have something to do, and totals and summed scores of the others."""
+def _look(plan: Plan, tables: RunTables) -> tuple[list[int], Sums, BlocksSettled]:
+    """Slices that have something to do, and the sums of the others."""
     volume = Volume(plan.volume)
     worked = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
     slices = unfinished(volume, tables, plan.truth, worked)
     record = recorded(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region), slices)
-    totals, scores = record.sum(axis=(0, 1, 2)), score_parts(record[..., : Column.VOXELS]).sum(axis=(0, 1, 2))
+    sums = _sums(record)
     a_slice = plan.blocks.shape[1] * plan.blocks.shape[2]
     reused = int(record[..., Column.REUSED].any(axis=(1, 2)).sum())
-    settled = BlocksSettled((worked.shape[0] - len(slices)) * a_slice, reused * a_slice, _counts(totals))
-    return slices, totals, scores, settled
+    settled = BlocksSettled((worked.shape[0] - len(slices)) * a_slice, reused * a_slice, _counts(sums))
+    return slices, sums, settled
 
 
 def _stale(plan: Plan, tables: RunTables) -> list[int]:
@@ -169,26 +172,21 @@ def _stale(plan: Plan, tables: RunTables) -> list[int]:
     return stale_pyramids(tables, range(plan.region.start[0], plan.region.stop[0]))
 
 
-def build_graph(plan: Plan, job: Job, notify: Observer, slices: Sequence[int]) -> tuple[da.Array, da.Array]:
-    """Return totals (column) and summed scores of some slices, as Dask arrays that share their blocks."""
-    tiles = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
-    table = da.map_blocks(
-        _task,
-        job=job,
-        slices=_ranges(slices),
-        first=plan.blocks.start,
-        notify=notify,
-        chunks=((1,) * len(slices), *_tile_chunks(plan), (len(Column),)),
+def build_graph(plan: Plan, job: Job, notify: Observer, slices: Sequence[int]) -> da.Array:
+    """Return the sums of some slices as a Dask array, int64 (len(Column) + SCORE_PARTS,): a task a block, and a tree.
+
+    Dask fuses a block and its first sum into one task.
+    """
+    blocks = plan.blocks
+    sums = da.map_blocks(
+        _Task(job, plan.grids, plan.grids.tiles.cover(plan.region), _ranges(slices), blocks.start, notify),
+        chunks=((1,) * len(slices), (1,) * blocks.shape[1], (1,) * blocks.shape[2], (len(Column) + SCORE_PARTS,)),
         dtype=np.int64,
         meta=np.empty((0, 0, 0, 0), np.int64),  # without it, map_blocks calls the function while the graph is built
         name=f"segment-{job.token}",
     )
-    scored = table[:, *plan.grids.tiles.cover(plan.region).relative_to(tiles.start).slices[1:]]
-    scores = scored[..., : Column.VOXELS].map_blocks(
-        score_parts, chunks=(*scored.chunks[:3], (7,)), dtype=np.int64, meta=np.empty((0, 0, 0, 0), np.int64)
-    )
     axes = (0, 1, 2)
-    return scored.sum(axis=axes, split_every=SPLIT_EVERY), scores.sum(axis=axes, split_every=SPLIT_EVERY)
+    return sums.sum(axis=axes, split_every=dict.fromkeys(axes, SPLIT_EVERY))
 
 
 class Engine:
@@ -306,21 +304,40 @@ class _Topic:
         distributed.get_worker().log_event(self._topic, {"block": asdict(event)})
 
 
-def _task(
-    job: Job, slices: tuple[range, ...], first: Triple, notify: Observer, block_id: tuple[int, ...]
-) -> NDArray[np.int64]:
-    z = _nth(slices, block_id[0])
-    record = run_block(job, (z, first[1] + block_id[1], first[2] + block_id[2]))
-    sums = record.sum(axis=(0, 1, 2))
-    notify(
-        BlockDone(
-            voxels=int(sums[Column.VOXELS]),
-            counts=_counts(sums),
-            reused=bool(sums[Column.REUSED] > 0),
-            failed=bool(sums[Column.FAILED] > 0),
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The task of a block: all that it must know but for its place, and the same for all."""
+
+    job: Job
+    grids: Grids
+    region: Box  # tiles that are scored
+    slices: tuple[range, ...]
+    first: Triple
+    notify: Observer
+
+    def __call__(self, block_id: tuple[int, ...]) -> NDArray[np.int64]:
+        """Do the block; return the sums over those of its tiles that are scored, with three axes of length 1."""
+        _, row, column = self.first
+        index = _nth(self.slices, block_id[0]), row + block_id[1], column + block_id[2]
+        record = run_block(self.job, index)
+        sums = record.sum(axis=(0, 1, 2))
+        self.notify(
+            BlockDone(
+                voxels=int(sums[Column.VOXELS]),
+                counts=_counts(sums),
+                reused=bool(sums[Column.REUSED] > 0),
+                failed=bool(sums[Column.FAILED] > 0),
+            )
         )
-    )
-    return record
+        tiles = self.grids.block_tiles(index)
+        return _sums(record[(tiles & self.region).relative_to(tiles.start).slices])[None, None, None]
+
+
+def _sums(record: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Columns, and parts of the scores, of tiles (z, y, x), summed."""
+    parts = score_parts(record[..., : Column.VOXELS])
+    sums: NDArray[np.int64] = np.concatenate([record, parts], axis=-1).sum(axis=(0, 1, 2))
+    return sums
 
 
 def _counts(sums: NDArray[np.int64]) -> tuple[int, int, int, int]:
@@ -347,15 +364,6 @@ def _nth(ranges: tuple[range, ...], position: int) -> int:
 def _read_shard(path: Any, block_id: Triple) -> NDArray[Any]:
     array = ShardedArray(path)
     return array.read(array.shards.box(block_id))
-
-
-def _tile_chunks(plan: Plan) -> list[tuple[int, ...]]:
-    """Number of tile rows, and of tile columns, of the blocks that are worked on."""
-    blocks = plan.blocks
-    z, y, x = blocks.start
-    rows = [plan.grids.block_tiles((z, row, x)).shape[1] for row in range(y, blocks.stop[1])]
-    columns = [plan.grids.block_tiles((z, y, column)).shape[2] for column in range(x, blocks.stop[2])]
-    return [tuple(rows), tuple(columns)]
 
 
 def _compute_on_workers(client: Client, collections: Sequence[Any]) -> tuple[Any, ...]:
@@ -389,7 +397,7 @@ def _silence() -> None:
 @contextmanager
 def _local_client(cluster: LocalCluster) -> Iterator[Client]:
     workers = cluster.workers or max(1, available_cpus() // cluster.threads)
-    # Forked processes deadlock in zarr and zarrs (iohub issue 416).
+    # Forked processes deadlock in zarr (iohub issue 416).
     with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
         with _ignored(signal.SIGINT):  # which a terminal sends to all: this process ends the others
             local = distributed.LocalCluster(

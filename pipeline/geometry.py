@@ -54,7 +54,7 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """The box as an index: slices only, because `zarrs` fails on some integer indices."""
+        """The box as an index."""
         z, y, x = (slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
         return z, y, x
 

@@ -1,29 +1,26 @@
 """Arrays and documents on disk: the one owner of zarr.
 
+zarr makes and reads the metadata; shards, and the chunks of tables, are coded by `pipeline.shard` and `pipeline.table`.
 A shard is written as a new file beside the store and renamed into place, so that a reader, or a crash, meets the old
 shard or the new one and nothing between. (`zarrs` writes in place: of 40 processes killed while writing, 9 left a shard
-that could neither be read nor written again.) Tables and documents are small: zarr's own pipeline renames those.
+that could neither be read nor written again.)
 """
 
 from __future__ import annotations
 
-import errno
-import threading
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 import zarr
-import zarrs  # noqa: F401  (registers its codec pipeline; a missing wheel fails here and not in the middle of a run)
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 
-from pipeline.disk import disk_errors, error_number, is_file, raise_refusal, rename, retried
+from pipeline.disk import disk_errors, is_file, raise_refusal, retried, write_file
 from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.shard import ShardCodec
@@ -34,12 +31,8 @@ CHUNK: Triple = (1, 1024, 1024)
 SHARD: Triple = (1, 2048, 2048)
 CODEC = ZstdCodec(level=1, checksum=True)
 
-PIPELINES = {"zarrs": "zarrs.ZarrsCodecPipeline", "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
-
 ABSENT = 0  # digest of what was never written
 ALL_FILL = 1  # digest of a shard that holds only the fill value, and has no file
-
-_config_lock = threading.Lock()
 
 
 class ShardedArray:
@@ -69,7 +62,7 @@ class ShardedArray:
     def resize(self, slices: int) -> None:
         """Change the number of slices; what lies beyond the new end is removed."""
         with disk_errors(self.path):
-            open_array(self.path, "zarr").resize((slices, *self.shape[1:]))
+            open_array(self.path).resize((slices, *self.shape[1:]))
         self._open()
 
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -118,7 +111,7 @@ class ShardedArray:
             plane[...] = self.fill
             return ALL_FILL
         except (OSError, ValueError, RuntimeError) as error:
-            if error_number(error) not in (errno.EACCES, errno.EPERM):  # those of one file are the trouble of that file
+            if not isinstance(error, PermissionError):  # that of one file is the trouble of that file
                 raise_refusal(file, error)
             raise DamageError(
                 f"{self.path}: shard {file.relative_to(self.path)} cannot be decoded ({error}); restore it from a copy"
@@ -201,7 +194,7 @@ class ShardedArray:
         return self.path.joinpath("c", *map(str, shard))
 
     def _open(self) -> None:
-        array = open_array(self.path, "zarr")
+        array = open_array(self.path)
         self.shape: Triple = array.shape
         self.dtype: np.dtype[Any] = array.dtype
         self.fill: int = int(array.fill_value)
@@ -215,26 +208,13 @@ class ShardedArray:
             retried(lambda: file.unlink(missing_ok=True))
             return ALL_FILL
         parts, digest = encoded
-        staged = staging / uuid.uuid4().hex
-        try:
-            retried(lambda: _write_file(staged, parts))
-            retried(lambda: file.parent.mkdir(parents=True, exist_ok=True))
-            rename(staged, file)
-        except BaseException:
-            with suppress(OSError):
-                staged.unlink()
-            raise
+        write_file(file, parts, staging / uuid.uuid4().hex)
         return _stored(digest)
 
     def _plane(self, shard: Triple, box: Box, values: NDArray[Any]) -> NDArray[Any]:
         """Voxels of one shard, (y, x), of the values of a box of whole shards."""
         plane: NDArray[Any] = values[self.shards.box(shard).relative_to(box.start).slices][0]
         return plane
-
-
-def _write_file(path: Path, parts: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        file.writelines(parts)
 
 
 def _within(shard: Triple, cells: Box) -> Triple:
@@ -317,28 +297,16 @@ def create_array(
         )  # fmt: skip
 
 
-def open_array(path: Path, pipeline: str, write_empty_chunks: bool = False) -> Any:
-    """Open an array of zarr with a codec pipeline of ours.
+def open_array(path: Path) -> Any:
+    """Open an array of zarr, for its metadata.
 
     Raises
     ------
     DamageError, StorageError, UnavailableError
         If it cannot be opened.
     """
-    # zarr picks these from process-wide settings when an array is opened. They are set for that moment only, so that
-    # other zarr code in a user's process keeps its own.
-    ours = {
-        "codec_pipeline.path": PIPELINES[pipeline],
-        "array.order": "C",
-        "array.write_empty_chunks": write_empty_chunks,
-    }
-
-    def open_once() -> Any:
-        with _config_lock, zarr.config.set(ours):
-            return zarr.open_array(path, mode="r+")
-
     try:
-        return retried(open_once)
+        return retried(lambda: zarr.open_array(path, mode="r+"))
     except Exception as error:  # missing, foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
         raise_refusal(path, error)
         raise DamageError(f"{path}: is missing or cannot be opened ({error}); restore it from a copy") from error

@@ -29,7 +29,7 @@ from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata,
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
 from pipeline.store import ABSENT, ALL_FILL, ShardedArray, create_document, read_document
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had digests of shards in another order of voxels
 LOCK_WAIT_S = 10.0
 
 
@@ -69,7 +69,8 @@ class Volume:
             raise NotAVolumeError(f"{path}: is a Zarr group, but not a volume made by `kesm ingest`")
         if own.get("version") != FORMAT_VERSION:
             raise NotAVolumeError(
-                f"{path}: has format version {own.get('version')}, this program reads {FORMAT_VERSION}; update kesm"
+                f"{path}: has format version {own.get('version')}, this program reads {FORMAT_VERSION}; use the kesm "
+                "that made it, or make it again with `kesm ingest`"
             )
         self.voxel_size_um = voxel_size(document["ome"])
         self.window: tuple[int, int] = (int(own["window"][0]), int(own["window"][1]))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import zarr
+import zarrs  # noqa: F401  (registers its codec pipeline)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -23,9 +24,10 @@ from pipeline.errors import (
 )
 from pipeline.geometry import Box
 from pipeline.shard import ShardCodec
-from pipeline.store import ALL_FILL, PIPELINES, SHARD, ShardedArray, create_document, read_document
+from pipeline.store import ALL_FILL, SHARD, ShardedArray, create_document, read_document
 from pipeline.table import Table
 
+PIPELINES = {"zarrs": "zarrs.ZarrsCodecPipeline", "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
 SHAPE = (2, 2100, 2150)  # two by two shards, three of them at an edge
 FIRST = Box((0, 0, 0), (1, 2048, 2048))
 CORNER = Box((0, 2048, 2048), (1, 2100, 2150))

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import zarr
 
-from pipeline.errors import DamageError
+from pipeline.errors import DamageError, ShapeMismatchError
 from pipeline.table import Table
 
 
@@ -28,6 +29,27 @@ def test_a_table_may_be_empty_with_nan(tmp_path):
     assert np.isnan(table.read()).all()
     table.write((slice(0, 1),), [1.5, np.nan, 255])
     np.testing.assert_array_equal(table.read(), [[1.5, np.nan, 255], [np.nan] * 3])
+
+
+@pytest.mark.parametrize("cells", [(), (slice(1, 2),), (slice(0, 3), slice(2, 5)), (slice(1, 3), slice(0, 4))], ids=str)
+def test_others_read_what_is_written(tmp_path, cells):
+    table = Table.create(tmp_path / "counts", (3, 5, 2), "int64", (1, 2, 2), -1)
+    expected = np.full((3, 5, 2), -1)
+    expected[cells] = np.arange(expected[cells].size).reshape(expected[cells].shape)
+    table.write(cells, expected[cells])
+    theirs = zarr.open_array(table.path, mode="r+")
+    np.testing.assert_array_equal(theirs[:], expected)
+    theirs[0] = 2**62
+    np.testing.assert_array_equal(table.read(), theirs[:])
+
+
+@pytest.mark.parametrize(
+    "cells", [(slice(0, 1), slice(0, 1)), (slice(0, 1), slice(1, 5)), (slice(0, 1), slice(2, 3))], ids=str
+)
+def test_only_whole_chunks_are_written(tmp_path, cells):
+    table = Table.create(tmp_path / "counts", (3, 5), "int64", (1, 2))
+    with pytest.raises(ShapeMismatchError, match="are no whole chunks"):
+        table.write(cells, 1)
 
 
 def test_a_table_grows_and_shrinks(tmp_path):
