@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command import KESM
 from record import parse, save, show
 
-KESM = Path(sys.executable).with_name("kesm")
 REPEATS = 5
 # The arrays are laid out as in a run: parts of a plane, because Numba compiles for the layout too.
 CHILD = """

@@ -2,7 +2,8 @@
 
 A joint table has one row of grey levels for each of background, vessel and not annotated voxels; it holds all that the
 threshold methods and the scores need, so no voxel is looked at twice. Measured on one core of an EPYC (Zen 4), per
-512x512 tile of 8 bit with truth: table 0.09 ms (``np.bincount`` without truth: 0.3), mask 0.007; Otsu's level 0.001.
+512x512 tile of 8 bit with truth: table 0.07 ms, or 0.15 where vessels are everywhere (``np.bincount`` of the three
+classes: 0.6); mask 0.01; Otsu's level 0.001. 16 bit: table 0.2 ms.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
 from pipeline.errors import ShapeMismatchError
+from pipeline.scratch import scratch
 
 BACKGROUND, VESSEL, UNLABELLED = 0, 1, 2
 """Rows of a joint table."""
@@ -23,6 +25,11 @@ TRUTH_BACKGROUND, TRUTH_VESSEL, TRUTH_UNLABELLED = 0, 255, 127
 
 WINDOWED_LEVELS = 256
 """Levels of a stored table: all of an 8-bit volume, bins over a window of a 16-bit one."""
+
+
+Voxels = NDArray[Any]
+Words = NDArray[np.uint64]
+Table = NDArray[np.uint32]
 
 
 def joint_histogram(tile: NDArray[Any], truth: NDArray[np.uint8] | None, table: NDArray[np.uint32]) -> None:
@@ -35,8 +42,8 @@ def joint_histogram(tile: NDArray[Any], truth: NDArray[np.uint8] | None, table: 
     truth
         ``(h, w)`` uint8: 0 background, 255 vessel, anything else not annotated. None: nothing is annotated.
     table
-        Output, ``(3, levels)`` uint32, overwritten: rows `BACKGROUND`, `VESSEL`, `UNLABELLED`; 256 levels for uint8,
-        65536 for uint16.
+        Output, ``(3, levels)`` uint32, C-contiguous, overwritten: rows `BACKGROUND`, `VESSEL`, `UNLABELLED`; 256 levels
+        for uint8, 65536 for uint16.
 
     Raises
     ------
@@ -48,47 +55,140 @@ def joint_histogram(tile: NDArray[Any], truth: NDArray[np.uint8] | None, table: 
     levels = 1 << 8 * tile.dtype.itemsize
     if table.shape != (3, levels):
         raise ShapeMismatchError(f"table: got shape {table.shape}, {tile.dtype} needs {(3, levels)}")
-    (_count_uint8 if levels == 256 else _count_uint16)(tile, truth, table)
+    if levels == 256:
+        words, rest = (None, None) if truth is None else _words_and_rest(truth)
+        pairs = scratch.array("pairs", (256 * 256,), np.uint32)
+        _count_uint8(np.ascontiguousarray(tile).reshape(-1), words, rest, pairs, table)
+    else:
+        _count_uint16(tile, truth, table)
+
+
+def _words_and_rest(truth: NDArray[np.uint8]) -> tuple[Words, NDArray[np.uint8]]:
+    """Truth in words of eight voxels, as these follow each other in a tile, and what is left after the last word."""
+    if truth.size and truth.strides[1] == 1 and truth.shape[1] % 8 == 0:  # in place: a copy would take 0.02 ms
+        words = truth.view(np.uint64)
+        if words.flags.aligned:
+            return words, truth[:0, 0]
+    flat = scratch.array("flat truth", (truth.size,), np.uint8)
+    flat.reshape(truth.shape)[...] = truth
+    whole = truth.size // 8 * 8
+    return flat[:whole].view(np.uint64)[None], flat[whole:]
 
 
 @kernel
-def _fill_bins(tile: NDArray[Any], truth: NDArray[np.uint8] | None, y: int, levels: int, bins: NDArray[Any]) -> None:
-    """Index of each voxel of row `y` in a flat table of `levels`; apart from the counting, because this vectorises."""
-    for x in range(bins.size):
-        if truth is None:
-            row = UNLABELLED
-        else:
-            value = truth[y, x]
-            row = BACKGROUND if value == TRUTH_BACKGROUND else VESSEL if value == TRUTH_VESSEL else UNLABELLED
-        bins[x] = row * levels + int(tile[y, x])
+def _row_starts(levels: int) -> NDArray[np.uint32]:
+    """Where the row of each truth value starts in a flat table."""
+    starts = np.full(256, UNLABELLED * levels, np.uint32)
+    starts[TRUTH_BACKGROUND], starts[TRUTH_VESSEL] = BACKGROUND * levels, VESSEL * levels
+    return starts
 
 
 @kernel
-def _count_uint8(tile: NDArray[np.uint8], truth: NDArray[np.uint8] | None, table: NDArray[np.uint32]) -> None:
-    # Neighbours are often equal, and adding to the counter just stored waits for that store: four tables in turn
-    # take 0.09 ms where one takes 0.23.
-    height, width = tile.shape
-    bins = np.empty(width, np.uint16)
-    parts = np.zeros((4, 3 * 256), np.uint32)
-    for y in range(height):
-        _fill_bins(tile, truth, y, 256, bins)
-        for x in range(width):
-            parts[x & 3, bins[x]] += 1
+def _count_uint8(
+    voxels: Voxels, label_words: Words | None, label_rest: NDArray[np.uint8] | None, pairs: Table, table: Table
+) -> None:
+    # One counter is stored in a cycle, and that is the limit. So most voxels are counted in pairs of neighbours, which
+    # are alike: the counters in use fit into the L1 cache. Levels of noise do not, and take as long as one by one.
+    whole, usual, starts, flat = voxels.size // 8 * 8, UNLABELLED, _row_starts(256), table.reshape(-1)
+    words = voxels[:whole].view(np.uint64)
+    pairs[:] = 0
+    flat[:] = 0
+    if label_words is None:
+        for word in words:
+            _count_pairs(word, pairs)
+    else:
+        usual = _usual_row(label_words)
+        _count_labelled(words, label_words, usual, pairs, table)
+    for at in range(whole, voxels.size):
+        label = TRUTH_UNLABELLED if label_rest is None else label_rest[at - whole]
+        flat[starts[label] + voxels[at]] += 1
+    for second in range(256):
+        total = np.uint32(0)
+        for first in range(256):  # of two neighbours, in the lower byte
+            number = pairs[256 * second + first]
+            total += number
+            table[usual, first] += number
+        table[usual, second] += total
+
+
+@kernel
+def _count_labelled(words: Words, label_words: Words, usual: int, pairs: Table, table: Table) -> None:
+    """Count eight voxels as four pairs where all are of the usual row, and each by itself elsewhere."""
+    # Neighbours are often equal, and adding to the counter just stored waits for that store: hence four tables in turn.
+    singles, starts = np.zeros((4, 3 * 256), np.uint32), _row_starts(256)
+    usual_word = _usual_word(usual)
+    index = np.uint64(0)
+    for y in range(label_words.shape[0]):
+        for x in range(label_words.shape[1]):
+            word, labels = words[index], label_words[y, x]
+            index += np.uint64(1)
+            if labels == usual_word:
+                _count_pairs(word, pairs)
+            else:
+                for voxel in range(np.uint64(8)):
+                    shift = np.uint64(8) * voxel
+                    start = np.uint64(starts[(labels >> shift) & np.uint64(255)])
+                    singles[voxel & np.uint64(3), start + ((word >> shift) & np.uint64(255))] += 1
     for row in range(3):
         for level in range(256):
-            index = row * 256 + level
-            table[row, level] = parts[0, index] + parts[1, index] + parts[2, index] + parts[3, index]
+            at = row * 256 + level
+            table[row, level] = singles[0, at] + singles[1, at] + singles[2, at] + singles[3, at]
 
 
 @kernel
-def _count_uint16(tile: NDArray[np.uint16], truth: NDArray[np.uint8] | None, table: NDArray[np.uint32]) -> None:
-    height, width = tile.shape
-    bins = np.empty(width, np.uint32)
-    table[:] = 0
-    for y in range(height):
-        _fill_bins(tile, truth, y, 65536, bins)
-        for x in range(width):
-            table[bins[x] >> 16, bins[x] & 65535] += 1
+def _count_pairs(word: Any, pairs: Table) -> None:
+    """Count the four pairs of neighbours in eight voxels."""
+    pairs[word & np.uint64(65535)] += 1
+    pairs[(word >> np.uint64(16)) & np.uint64(65535)] += 1
+    pairs[(word >> np.uint64(32)) & np.uint64(65535)] += 1
+    pairs[word >> np.uint64(48)] += 1
+
+
+@kernel
+def _usual_row(label_words: Words) -> int:
+    """Background or not annotated, whichever has more of the words in a row from the middle."""
+    background = unlabelled = 0
+    for word in label_words[label_words.shape[0] // 2]:
+        background += word == _usual_word(BACKGROUND)
+        unlabelled += word == _usual_word(UNLABELLED)
+    return UNLABELLED if unlabelled > background else BACKGROUND
+
+
+@kernel
+def _usual_word(row: int) -> Any:
+    """Eight voxels of background or not annotated."""
+    value = TRUTH_BACKGROUND if row == BACKGROUND else TRUTH_UNLABELLED
+    return np.uint64(value) * np.uint64(0x0101010101010101)
+
+
+@kernel
+def _count_uint16(tile: Voxels, truth: NDArray[np.uint8] | None, table: Table) -> None:
+    starts, flat = _row_starts(65536), table.reshape(-1)
+    flat[:] = 0
+    for y in range(tile.shape[0]):
+        for x in range(tile.shape[1]):
+            start = starts[TRUTH_UNLABELLED if truth is None else truth[y, x]]
+            flat[np.uint64(start) + np.uint64(tile[y, x])] += 1
+
+
+@kernel
+def level_counts(table: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Sum a joint table over truth.
+
+    Parameters
+    ----------
+    table
+        ``(3, levels)`` uint32, see `joint_histogram`.
+
+    Returns
+    -------
+    ndarray
+        ``(levels,)`` int64: voxels at each grey level.
+    """
+    counts = np.empty(table.shape[1], np.int64)
+    for level in range(counts.size):
+        counts[level] = np.int64(table[0, level]) + np.int64(table[1, level]) + np.int64(table[2, level])
+    return counts
 
 
 @kernel
@@ -195,7 +295,7 @@ def binarize(tile: NDArray[Any], level: float, out: NDArray[np.uint8]) -> None:
         raise ShapeMismatchError(f"out: got shape {out.shape}, the tile has {tile.shape}")
     if level < 0:
         out[...] = 255
-    elif level < np.iinfo(tile.dtype).max:
+    elif level < (1 << 8 * tile.itemsize) - 1:
         # Of integers, v > level where v > floor(level); both of one type, because only then the loop vectorises.
         _binarize(tile, tile.dtype.type(level), out)
     else:  # NaN comes here

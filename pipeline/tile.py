@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Triple
-from pipeline.histogram import binarize, joint_histogram
-from pipeline.median import median_tile, pad_tile
+from pipeline.histogram import binarize, joint_histogram, level_counts
+from pipeline.median import median_tile
 from pipeline.scratch import scratch
 
 Array = NDArray[Any]
@@ -51,13 +50,9 @@ def segment_tile(
     float
         The level; vessels are above it, on the filtered scale.
     """
-    height, width = mask.shape
-    depth, rows, columns = rule.window
-    padded = scratch.array("padded", (depth, height + rows - 1, width + columns - 1), stack.dtype)
-    filtered = scratch.array("filtered", (height, width), stack.dtype)
-    pad_tile(stack, start, rule.window, rule.invert, padded)
-    median_tile(padded, rule.window, filtered)
+    filtered = scratch.array("filtered", mask.shape, stack.dtype)
+    median_tile(stack, start, rule.window, rule.invert, filtered)
     joint_histogram(filtered, truth, table)
-    level = rule.level(table.sum(axis=0, dtype=np.int64))
+    level = rule.level(level_counts(table))
     binarize(filtered, level, mask)
     return level

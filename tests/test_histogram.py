@@ -70,6 +70,40 @@ def test_joint_histogram_of_views(dtype):
     np.testing.assert_array_equal(count(tile, truth), count(tile.copy(), truth.copy()))
 
 
+TRUTHS = {
+    "none": lambda rng, shape: None,
+    "background": lambda rng, shape: np.zeros(shape, np.uint8),
+    "unlabelled": lambda rng, shape: np.full(shape, 127, np.uint8),
+    "another unlabelled": lambda rng, shape: np.full(shape, 1, np.uint8),
+    "vessel": lambda rng, shape: np.full(shape, 255, np.uint8),
+    "sparse": lambda rng, shape: np.where(rng.random(shape) < 0.01, 255, 0).astype(np.uint8),
+    "sparse in unlabelled": lambda rng, shape: np.where(rng.random(shape) < 0.01, 255, 127).astype(np.uint8),
+    "half unlabelled": lambda rng, shape: np.where(np.indices(shape)[1] * 2 < shape[1], 127, 0).astype(np.uint8),
+    "dense": lambda rng, shape: rng.choice(np.array(TRUTH_VALUES, np.uint8), shape),
+}
+VALUES = {
+    "constant": lambda rng, shape, top: np.full(shape, top),
+    "alike": lambda rng, shape, top: np.clip(rng.normal(top / 3, top / 100, shape), 0, top),
+    "random": lambda rng, shape, top: rng.integers(0, top, shape, endpoint=True),
+}
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("labels", TRUTHS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(64, 96), (37, 53), (1, 7), (3, 0)], ids=str)
+def test_joint_histogram_of_every_truth(shape, dtype, labels, values):
+    rng = np.random.default_rng(11)
+    tile = VALUES[values](rng, shape, np.iinfo(dtype).max).astype(dtype)
+    truth = TRUTHS[labels](rng, shape)
+    classes = np.full(shape, 2) if truth is None else np.select([truth == 0, truth == 255], [0, 1], 2)
+    table = count(tile, truth)
+    np.testing.assert_array_equal(
+        table, [np.bincount(tile[classes == row], minlength=table.shape[1]) for row in range(3)]
+    )
+    np.testing.assert_array_equal(histogram.level_counts(table), np.bincount(tile.ravel(), minlength=table.shape[1]))
+
+
 @pytest.mark.parametrize(
     ("truth", "table", "message"),
     [
@@ -200,7 +234,6 @@ def test_rebin_refuses(window, levels, error, message):
 @pytest.mark.parametrize(
     ("kernel", "arguments", "shape", "dtype"),
     [
-        (histogram._count_uint8, (np.uint8([[3, 3, 9]]), np.uint8([[0, 255, 127]])), (3, 256), np.uint32),
         (histogram._count_uint16, (np.uint16([[3, 3, 999]]), np.uint8([[0, 255, 127]])), (3, 65536), np.uint32),
         (histogram._binarize, (np.uint8([[3, 4]]), np.uint8(3)), (1, 2), np.uint8),
         (histogram._rebin, (np.arange(60, dtype=np.uint32).reshape(3, 20), 4, 9), (3, 4), np.uint32),
@@ -214,14 +247,54 @@ def test_kernel_as_plain_python(kernel, arguments, shape, dtype):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("truth", [None, np.uint8([[7, 7, 7], [0, 255, 127]])], ids=["without truth", "with truth"])
-def test_bins_as_plain_python(truth):
-    tile = np.uint8([[1, 1, 1], [4, 5, 6]])
-    expected, got = np.empty((2, 3), np.uint16)
-    histogram._fill_bins(tile, truth, 1, 256, expected)
-    histogram._fill_bins.py_func(tile, truth, 1, 256, got)
+@pytest.mark.parametrize("usual", [0, 127])
+@pytest.mark.parametrize("annotated", [False, True])
+def test_counting_as_plain_python(annotated, usual):
+    rng = np.random.default_rng(12)
+    voxels = rng.integers(0, 256, 43, np.uint8)
+    labels = np.where(np.arange(43) < 20, rng.choice(np.array(TRUTH_VALUES, np.uint8), 43), np.uint8(usual))
+    words, rest = (labels[:40].view(np.uint64)[None], labels[40:]) if annotated else (None, None)
+    expected, got = np.empty((2, 3, 256), np.uint32)
+    for function, table in ((histogram._count_uint8, expected), (histogram._count_uint8.py_func, got)):
+        function(voxels, words, rest, np.empty(65536, np.uint32), table)
     np.testing.assert_array_equal(got, expected)
-    assert got.tolist() == ([512 + 4, 512 + 5, 512 + 6] if truth is None else [4, 256 + 5, 512 + 6])
+    assert histogram.level_counts.py_func(got).tolist() == histogram.level_counts(got).tolist()
+
+
+def test_parts_of_counting_as_plain_python():
+    voxels, labels = np.uint8(range(10, 26)), np.uint8([0] * 8 + [0, 255, 127, 1] * 2)
+    words, label_words = voxels.view(np.uint64), labels.view(np.uint64)[None]
+    expected, got = np.empty((2, 3, 256), np.uint32)
+    pairs = np.zeros((2, 65536), np.uint32)
+    histogram._count_labelled(words, label_words, 0, pairs[0], expected)
+    histogram._count_labelled.py_func(words, label_words, 0, pairs[1], got)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(*pairs)
+    assert np.flatnonzero(pairs[0]).tolist() == [10 + 256 * 11, 12 + 256 * 13, 14 + 256 * 15, 16 + 256 * 17]
+    histogram._count_pairs.py_func(np.uint64(0x0302_0302_0001_0001), pairs[0])
+    assert (pairs[0, 1], pairs[0, 0x302]) == (2, 2)
+    assert histogram._row_starts.py_func(256)[[0, 255, 127, 3]].tolist() == [0, 256, 512, 512]
+
+
+@pytest.mark.parametrize(
+    ("labels", "row"),
+    [([[0] * 8], 0), ([[0] * 8, [127] * 8], 2), ([[0] * 8 + [127] * 16], 2), ([[255] * 8], 0), ([[]], 0)],
+    ids=str,
+)
+def test_usual_row(labels, row):
+    words = np.array(labels, np.uint8).view(np.uint64)
+    assert histogram._usual_row(words) == histogram._usual_row.py_func(words) == row
+    value = histogram.TRUTH_BACKGROUND if row == histogram.BACKGROUND else histogram.TRUTH_UNLABELLED
+    assert int(histogram._usual_word.py_func(row)).to_bytes(8) == bytes([value] * 8)
+
+
+@pytest.mark.parametrize(("side", "begin", "step"), [(16, 8, 1), (16, 4, 1), (12, 8, 1), (16, 8, 2)], ids=str)
+def test_truth_is_read_in_place_where_it_can_be(side, begin, step):
+    canvas = np.random.default_rng(13).integers(0, 256, (20, 64), np.uint8)
+    truth = canvas[2:7, begin : begin + side * step : step]
+    words, rest = histogram._words_and_rest(truth)
+    assert words.tobytes() + rest.tobytes() == truth.tobytes()
+    assert np.shares_memory(words, canvas) is ((side, begin, step) == (16, 8, 1))
 
 
 def test_counts_above_as_plain_python():

@@ -23,13 +23,11 @@ SIZES = [*FAST, (1, 7, 7), (3, 1, 5), (5, 3, 1)]
 
 
 def filter_tile(volume, z, corner, shape, size, invert=False):
-    """What a caller does for one tile of plane `z`: collect the z-window, pad, filter."""
+    """What a caller does for one tile of plane `z`: collect the z-window, filter."""
     depth = range(z - size[0] // 2, z + size[0] // 2 + 1)
     stack = volume[[median.reflect(index, len(volume)) for index in depth]]
-    padded = np.empty((size[0], shape[0] + size[1] - 1, shape[1] + size[2] - 1), volume.dtype)
     out = np.empty(shape, volume.dtype)
-    median.pad_tile(stack, corner, size, invert, padded)
-    median.median_tile(padded, size, out)
+    median.median_tile(stack, corner, size, invert, out)
     return out
 
 
@@ -53,6 +51,29 @@ def test_tiled_median_equals_whole_volume(volume, size, tile, invert):
         np.testing.assert_array_equal(got, expected[z, y : y + tile, x : x + tile])
 
 
+@pytest.mark.parametrize("invert", [False, True], ids=["as it is", "inverted"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", FAST, ids=str)
+def test_tile_at_every_edge_and_inside(size, dtype, invert):
+    rng = np.random.default_rng(6)
+    top = np.iinfo(dtype).max
+    volume = rng.integers(0, top, (3, 23, 181), dtype, endpoint=True)
+    expected = ndimage.median_filter(top - volume if invert else volume, size, mode="reflect")[1]
+    for height, width in ((1, 1), (2, 70), (7, 64), (8, 131)):
+        for y, x in product((0, 1, 2, 9, 22 - height, 23 - height), (0, 1, 2, 25, 180 - width, 181 - width)):
+            got = filter_tile(volume, 1, (y, x), (height, width), size, invert)
+            np.testing.assert_array_equal(got, expected[y : y + height, x : x + width])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (3, 40)], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_plane_smaller_than_the_window(size, shape):
+    volume = np.random.default_rng(7).integers(0, 256, (2, *shape), np.uint8)
+    expected = ndimage.median_filter(volume, size, mode="reflect")
+    for z in range(2):
+        np.testing.assert_array_equal(filter_tile(volume, z, (0, 0), shape, size), expected[z])
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", FAST, ids=str)
 def test_rows_longer_than_a_vector(size, dtype):
@@ -73,9 +94,9 @@ def test_selection_is_right_for_every_window(size, ones):
     depth, rows, columns = size
     windows = np.array(list(product(range(ones + 1), repeat=columns)))
     column = np.arange(ones)[:, None] < windows.reshape(-1)
-    padded = column.reshape(depth, rows, -1).astype(np.uint8)
-    out = np.empty((1, padded.shape[2] - columns + 1), np.uint8)
-    median.median_tile(padded, size, out)
+    stack = column.reshape(depth, rows, -1).astype(np.uint8)
+    out = np.empty((1, stack.shape[2] - columns + 1), np.uint8)
+    median.median_tile(stack, (rows // 2, columns // 2), size, False, out)
     np.testing.assert_array_equal(out[0, ::columns], windows.sum(axis=1) > ones * columns // 2)
 
 
@@ -106,6 +127,7 @@ def test_merging_network(merge, length):
         (median._merge2, ((2, 3), (1, 4))),
         (median._merge3, ((2, 3, 6), (1, 4, 5))),
         (median._merge4, ((2, 3, 6, 7), (1, 4, 5, 8))),
+        (median._sort_row, (np.array([9, 3, 1, 2]), np.uint64(1))),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -114,25 +136,51 @@ def test_network_as_plain_python(function, arguments):
     assert list(got) == list(range(1, len(got) + 1))
 
 
-@pytest.mark.parametrize("size", FAST[1:], ids=str)
-def test_kernel_as_plain_python(size):
-    padded = np.random.default_rng(2).integers(0, 256, (size[0], 2 + size[1], 3 + size[2]), np.uint8)
-    expected, got = np.empty((2, 3, 4), np.uint8)
-    median.median_tile(padded, size, expected)
-    median._KERNELS[size].py_func(padded, got)
+def test_joined_rows_as_plain_python():
+    joined = median._join.py_func((1, 5, 9), (2, 3, 8))
+    assert joined == median._join((1, 5, 9), (2, 3, 8)) == (2, 3, 5, 8)
+    assert median._median_with.py_func(joined, (0, 4, 7)) == median._median_with(joined, (0, 4, 7)) == 4
+
+
+@pytest.mark.parametrize("invert", [False, True], ids=["as it is", "inverted"])
+@pytest.mark.parametrize("size", FAST, ids=str)
+def test_kernel_as_plain_python(size, invert):
+    planes = tuple(np.random.default_rng(2).integers(0, 256, (size[0], 5 + size[1], 3 + size[2]), np.uint8))
+    run = median._KERNELS[size]
+    arguments = planes, size[1] // 2, size[2] // 2, invert
+    expected, got = np.empty((2, 6, 4), np.uint8)
+    run(*arguments, expected)
+    getattr(run, "py_func", run)(*arguments, got)
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (1, 3, 3), (1, 7, 7)], ids=str)
-def test_views_are_filtered_as_copies_are(size):
-    image = np.random.default_rng(3).integers(0, 65536, (1, 20, 30), np.uint16)
-    scratch, result = np.zeros((4, 40, 50), np.uint16), np.zeros((30, 40), np.uint16)
-    padded, out = scratch[1:2, 3 : 22 + size[1], 5 : 34 + size[2]], result[2:22, 4:34]
-    median.pad_tile(image, (0, 0), size, False, padded)
-    median.median_tile(padded, size, out)
-    np.testing.assert_array_equal(out, ndimage.median_filter(image[0], size[1:], mode="reflect"))
+def test_band_as_plain_python():
+    flat = np.random.default_rng(8).integers(0, 256, 60, np.uint8)
+    starts = tuple(10 * row for row in range(6))
+    expected, got = np.empty((2, 4, 8), np.uint8)
+    median._filter_band(flat, starts, np.uint8(255), expected)
+    median._filter_band.py_func(flat, starts, np.uint8(255), got)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(got, ndimage.median_filter(255 - flat.reshape(6, 10), 3)[1:-1, 1:-1])
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_flip_as_plain_python(dtype, invert):
+    out = np.empty((1, 1), dtype)
+    assert median._flip.py_func(out, invert) == median._flip(out, invert) == (np.iinfo(dtype).max if invert else 0)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (5, 6)], ids=["edge", "inside"])
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 3, 3), (3, 3, 3), (1, 7, 7)], ids=str)
+def test_views_are_filtered_as_copies_are(size, corner):
+    larger, result = np.random.default_rng(3).integers(0, 65536, (4, 70, 80), np.uint16), np.zeros((30, 40), np.uint16)
+    stack, out = larger[1 : 1 + size[0], 3:63:2, 5:75], result[2:22, 4:34]
+    stack.flags.writeable = False
+    median.median_tile(stack, corner, size, False, out)
+    expected = ndimage.median_filter(stack, size, mode="reflect")[size[0] // 2]
+    np.testing.assert_array_equal(out, expected[corner[0] : corner[0] + 20, corner[1] : corner[1] + 30])
     assert np.count_nonzero(result) == np.count_nonzero(out)
-    assert np.count_nonzero(scratch) == np.count_nonzero(padded)
 
 
 def test_threads_do_not_meet():
@@ -165,8 +213,7 @@ def test_padding_beyond_every_edge(plane, radii, data):
         for side in plane.shape
     )
     size = (1, 2 * radii[0] + 1, 2 * radii[1] + 1)
-    padded = np.empty((1, y_end - y + 2 * radii[0], x_end - x + 2 * radii[1]), np.uint16)
-    median.pad_tile(plane[None], (y, x), size, False, padded)
+    padded = median._pad_tile(plane[None], (y, x), size, (y_end - y, x_end - x))
     whole = np.pad(plane, [(radius, radius) for radius in radii], mode="symmetric")
     np.testing.assert_array_equal(padded[0], whole[y : y_end + 2 * radii[0], x : x_end + 2 * radii[1]])
 
@@ -177,28 +224,19 @@ def test_is_fast(size, fast):
 
 
 @pytest.mark.parametrize(
-    ("stack", "start", "padded", "message"),
+    ("stack", "start", "message"),
     [
-        ((1, 8, 8), (0, 0), (1, 11, 10), r"tile: got voxels 0 to 9 of an axis of 8"),
-        ((1, 8, 8), (0, 5), (1, 10, 6), r"tile: got voxels 5 to 9 of an axis of 8"),
-        ((1, 8, 8), (-1, 0), (1, 10, 10), r"tile: got voxels -1 to 7"),
-        ((1, 8, 8), (0, 0), (1, 2, 10), r"padded must be window - 1 longer"),
-        ((3, 8, 8), (0, 0), (1, 10, 10), r"padded: got uint8 \(1, 10, 10\), stack is uint8 \(3, 8, 8\)"),
-        ((3, 8, 8), (0, 0), (3, 10, 10), r"the window \(1, 3, 3\)"),
+        (np.zeros((3, 8, 8), np.uint8), (0, 0), r"stack: got uint8 \(3, 8, 8\), the window is \(1, 3, 3\)"),
+        (np.zeros((1, 8, 8), np.uint16), (0, 0), r"stack: got uint16 \(1, 8, 8\), .* the output uint8"),
+        (np.zeros((1, 8, 8), np.uint8), (3, 0), r"tile: got y=3:9, the planes have y=0:8"),
+        (np.zeros((1, 8, 8), np.uint8), (0, 4), r"tile: got x=4:9, the planes have x=0:8"),
+        (np.zeros((1, 8, 8), np.uint8), (-1, 0), r"tile: got y=-1:5"),
     ],
-    ids=["too tall", "too far right", "too high", "smaller than its halo", "planes", "window"],
+    ids=["planes", "dtype", "too low", "too far right", "too high"],
 )
-def test_pad_tile_refuses(stack, start, padded, message):
+def test_median_tile_refuses(stack, start, message):
     with pytest.raises(ShapeMismatchError, match=message):
-        median.pad_tile(np.zeros(stack, np.uint8), start, (1, 3, 3), False, np.zeros(padded, np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((1, 9, 9), np.uint8), ((3, 10, 10), np.uint8), ((1, 10, 10), np.uint16)], ids=str
-)
-def test_median_tile_refuses(shape, dtype):
-    with pytest.raises(ShapeMismatchError, match=r"need uint8 \(1, 10, 10\); pad the tile with pad_tile"):
-        median.median_tile(np.zeros(shape, dtype), (1, 3, 3), np.zeros((8, 8), np.uint8))
+        median.median_tile(stack, start, (1, 3, 3), False, np.zeros((6, 5), np.uint8))
 
 
 @pytest.mark.skipif(not TILE.is_dir(), reason="the real tile is not part of the repository")

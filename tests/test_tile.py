@@ -23,20 +23,29 @@ TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
     seed=st.integers(0, 1000),
     side=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     dtype=st.sampled_from(["uint8", "uint16"]),
-    window=st.sampled_from([(1, 1, 1), (1, 3, 3), (1, 5, 5)]),
+    window=st.sampled_from([(1, 1, 1), (1, 3, 3), (1, 5, 5), (3, 3, 3), (1, 7, 7)]),
     invert=st.booleans(),
     traced=st.booleans(),
+    around=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
 def test_segment_tile_equals_the_slow_way(
-    seed: int, side: tuple[int, int], dtype: str, window: tuple[int, int, int], invert: bool, traced: bool
+    seed: int,
+    side: tuple[int, int],
+    dtype: str,
+    window: tuple[int, int, int],
+    invert: bool,
+    traced: bool,
+    around: tuple[int, int],
 ) -> None:
     rng = np.random.default_rng(seed)
     top = int(np.iinfo(dtype).max)
-    stack = rng.integers(0, top + 1, (1, *side), dtype=dtype)
+    (before, after), (height, width) = around, side
+    stack = rng.integers(0, top + 1, (window[0], before + height + after, before + width + after), dtype=dtype)
     truth = rng.choice(np.array([0, 127, 255], np.uint8), side) if traced else None
     mask, table = np.empty(side, np.uint8), np.empty((3, top + 1), np.uint32)
-    level = segment_tile(stack, (0, 0), truth, mask, table, TileRule(window, invert, otsu_level))
-    filtered = median_filter(top - stack if invert else stack, window, mode="reflect")[0]
+    level = segment_tile(stack, (before, before), truth, mask, table, TileRule(window, invert, otsu_level))
+    filtered = median_filter(top - stack if invert else stack, window, mode="reflect")[window[0] // 2]
+    filtered = filtered[before : before + height, before : before + width]
     assert np.array_equal(mask, np.where(filtered > level, 255, 0))
     classes = np.full(side, 2) if truth is None else np.select([truth == 0, truth == 255], [0, 1], 2)
     expected = np.zeros_like(table)
