@@ -8,8 +8,9 @@ CPUs as it has threads (with `--engine local`: processes of one thread), and its
 
 The roofline (`roofline.py`) is another fresh process that only reads image and truth and writes the mask that the run
 has made, with its levels, with as many threads. It is measured on the first slices, half of it before the run and half
-after, because the machine's speed drifts. `time / roofline` is that of the job without the start of Python and its
-imports over that of the roofline, for each voxel. CPU time by stage is of a run of a few slices (`stages.py`).
+after, because the machine's speed drifts; and once more through `zarrs`, for scale. `time / roofline` is that of the
+job without the start of Python and its imports over that of the roofline, for each voxel; `cost / 8 slices` is over
+that of a run of eight. CPU time by stage is of a run of a few slices (`stages.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from pipeline.volume import Volume
 HERE = Path(__file__).parent
 ROOFLINE_SLICES = 32  # at most, before the run, and again after it
 STAGE_SLICES = 8
-FIRST, WHOLE, STAGES = "first", "whole", "stages"  # names of the runs
+FEW_SLICES = 8
+FIRST, FEW, WHOLE, STAGES = "first", "few", "whole", "stages"  # names of the runs
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--slices", {"type": int, "default": 799, "help": "slices of the volume"}),
     ("--threads", {"type": int, "default": os.cpu_count(), "help": "threads, or processes, of the run"}),
@@ -46,7 +48,9 @@ def measure(folder: Path, slices: int, engine: str, tasks: int) -> dict[str, Any
     kesm("run", *words, "--name", FIRST, "--region", f"z=0:{min(slices, DISTINCT)}")
     warm_cache(path)
     before = measure_roofline(path, slices, tasks)
+    zarrs = measure_roofline(path, slices, tasks, "zarrs")
     planned = kesm("plan", *words, "--name", WHOLE).document
+    few = kesm("run", *words, "--name", FEW, "--region", f"z=0:{min(slices, FEW_SLICES)}", cpus=tasks).document
     finished = kesm("run", *words, "--name", WHOLE, cpus=tasks)
     after = measure_roofline(path, slices, tasks)
     stages = call(sys.executable, HERE / "stages.py", small, path, STAGES, min(slices, STAGE_SLICES), cpus=1).document
@@ -56,16 +60,17 @@ def measure(folder: Path, slices: int, engine: str, tasks: int) -> dict[str, Any
         "texture": tile_pair()[2], "shape": Volume(path).shape, "engine": engine, "slices": slices, "threads": tasks,
         "mvoxels_per_s": voxels / seconds / 1e6, "seconds": seconds, "process_seconds": finished.seconds,
         "roofline_mvoxels_per_s": roofline / 1e6, "roofline_ratio": roofline / (voxels / seconds),
-        "roofline_halves": [before, after],
+        "roofline_halves": [before, after], "zarrs_mvoxels_per_s": zarrs["voxels"] / zarrs["seconds"] / 1e6,
+        "cost_over_8_slices": seconds / voxels / (few["elapsed_s"] / few["voxels"]),
         "peak_rss_bytes": finished.peak_bytes, "planned_bytes": planned["peak_bytes"], "block": planned["block"],
         "cpu_s_per_gvoxel": stages, "stage_slices": min(slices, STAGE_SLICES),
     }  # fmt: skip
 
 
-def measure_roofline(path: Path, slices: int, tasks: int) -> dict[str, Any]:
+def measure_roofline(path: Path, slices: int, tasks: int, pipeline: str = "ours") -> dict[str, Any]:
     """Seconds and voxels of a half of the roofline; what was written before is on the disk by then."""
     os.sync()
-    words = [path, FIRST, min(slices, ROOFLINE_SLICES), tasks]
+    words = [path, FIRST, min(slices, ROOFLINE_SLICES), tasks, pipeline]
     return call(sys.executable, HERE / "roofline.py", *words, cpus=tasks).document
 
 
@@ -88,11 +93,15 @@ def report(figures: dict[str, Any]) -> None:
                 "seconds": figures["seconds"], "whole process": figures["process_seconds"],
                 "Mvoxel/s": figures["mvoxels_per_s"], "roofline": figures["roofline_mvoxels_per_s"],
                 "time / roofline": figures["roofline_ratio"],
+                "cost / 8 slices": figures["cost_over_8_slices"],
                 "planned MB": figures["planned_bytes"] / 1e6, "measured MB": figures["peak_rss_bytes"] / 1e6,
             }
         ]
     )  # fmt: skip
-    print(f"\n{figures['texture']}; the roofline's halves, before and after the run: {speeds} Mvoxel/s\n")
+    print(
+        f"\n{figures['texture']}; the roofline's halves, before and after the run: {speeds} Mvoxel/s; the same through "
+        f"zarrs: {figures['zarrs_mvoxels_per_s']:.0f} Mvoxel/s\n"
+    )
     total = sum(figures["cpu_s_per_gvoxel"].values())
     show(
         [

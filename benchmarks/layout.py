@@ -1,19 +1,21 @@
-"""Which chunk, shard and codec: measured before the on-disk format was frozen.
+"""Which chunk, shard and codec: the choice of the on-disk format.
 
     python benchmarks/layout.py [--json FILE]
 
-For each layout, one full slice (8026 x 17480, real texture) of image, truth and mask is written and read through the
-`zarrs` pipeline into buffers that are used again, the best of three; and 40 random tiles are fetched through zarr's own
-pipeline, as a viewer would. `job` is what a run does of it: reads image and truth, and writes the mask.
+For each layout, one full slice (8026 x 17480, real texture) of image, truth and mask is written and read with one
+thread, into a buffer that is used again: `ours` as `kesm` does it, shards staged and renamed, digests included; what
+`kesm` has not, through the `zarrs` pipeline with one codec thread. All layouts come once, then again, and each time is
+the best of three, because the machine's speed drifts. And 40 random tiles are fetched through zarr's own pipeline, as a
+viewer would. `job` is what a run does of it: reads image and truth, and writes the mask.
 """
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,14 @@ import zarr.buffer.cpu
 import zarrs  # noqa: F401  (registers its codec pipeline)
 from numpy.typing import NDArray
 from record import parse, save, show
-from scipy.ndimage import median_filter
-from texture import TILE, slice_pair
+from texture import TILE, slice_pair, tile_pair
 from zarr.codecs import BloscCodec, ZstdCodec
+
+from pipeline.geometry import Box
+from pipeline.median import median_tile
+from pipeline.store import ShardedArray
+
+Plane = NDArray[np.uint8]
 
 CODECS: dict[str, Any] = {
     "zstd 1": ZstdCodec(level=1, checksum=True),
@@ -35,40 +42,59 @@ CODECS: dict[str, Any] = {
     "lz4": BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle", typesize=1),
     "lz4, bits": BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle", typesize=1),
 }
-ZARRS = "zarrs.ZarrsCodecPipeline"
+OURS, ZARRS = "ours", "zarrs"
+ZARRS_ALONE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
 ZARR = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 REAL_LEVEL = 79  # of Otsu on the real tile; decides only how much of the mask is vessel
 REPEATS = 3
 TILES = 40
 
 
-def best_of(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of some calls."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to store a slice: sides of chunk and shard in voxels, codec, and who codes it."""
+
+    chunk: int
+    shard: int
+    codec: str = "zstd 1"
+    through: str = OURS
 
 
-def measure_plane(
-    path: Path, plane: NDArray[np.uint8], chunk: int, shard: int, codec: str
-) -> tuple[float, float, float]:
-    """Write and read a plane; return ns a voxel for each, and how many times smaller it is on disk."""
-    layout: dict[str, Any] = {"chunks": (1, chunk, chunk), "shards": (1, shard, shard), "compressors": CODECS[codec]}
-    array = zarr.create_array(path, shape=(1, *plane.shape), dtype="uint8", overwrite=True, **layout)
-    buffer = np.empty(array.shape, np.uint8)
-    out = zarr.buffer.cpu.NDBuffer.from_ndarray_like(buffer)  # type: ignore[arg-type]  # as in pipeline.store
+CHOSEN = Layout(1024, 2048)
+LAYOUTS = (
+    Layout(512, 2048), Layout(512, 4096),
+    Layout(1024, 1024), CHOSEN, Layout(1024, 4096),
+    Layout(2048, 2048), Layout(2048, 4096),
+    *(Layout(CHOSEN.chunk, CHOSEN.shard, codec) for codec in ("zstd -5", "zstd 3")),
+    *(Layout(CHOSEN.chunk, CHOSEN.shard, codec, ZARRS) for codec in ("zstd 1", "zstd 1, no checksum", "lz4", "lz4, bits")),
+)  # fmt: skip
 
-    def write() -> None:
-        shutil.rmtree(path / "c", ignore_errors=True)  # a shard that is there would be read first
-        array[0:1] = plane[None]
 
-    write_s = best_of(write)
-    read_s = best_of(lambda: array.get_basic_selection((slice(0, 1), slice(None), slice(None)), out=out))
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure_plane(folder: Path, plane: Plane, layout: Layout, buffer: Plane) -> tuple[float, float, float]:
+    """Write a plane as a new array, and read it; return ns a voxel for each, and how many times smaller it is."""
+    path, staging = folder / "array", folder / "staging"
+    shutil.rmtree(path, ignore_errors=True)
+    staging.mkdir(exist_ok=True)
+    sides: dict[str, Any] = {"chunks": (1, layout.chunk, layout.chunk), "shards": (1, layout.shard, layout.shard)}
+    with zarr.config.set(ZARRS_ALONE):
+        array = zarr.create_array(path, shape=buffer.shape, dtype="uint8", compressors=CODECS[layout.codec], **sides)
+    if layout.through == OURS:
+        ours, box = ShardedArray(path), Box.whole((1, *plane.shape))
+        write_s = seconds_of(lambda: ours.write(box, plane[None], staging))
+        read_s = seconds_of(lambda: ours.read(box, buffer))
+    else:
+        out = zarr.buffer.cpu.NDBuffer.from_ndarray_like(buffer)  # type: ignore[arg-type]  # a buffer is an ndarray
+        write_s = seconds_of(lambda: array.set_basic_selection(..., plane[None]))
+        read_s = seconds_of(lambda: array.get_basic_selection(..., out=out))
     if not np.array_equal(buffer[0], plane):
-        raise RuntimeError(f"{path}: what was read is not what was written")
+        raise RuntimeError(f"{layout}: what was read is not what was written")
     stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return write_s * 1e9 / plane.size, read_s * 1e9 / plane.size, plane.size / stored
 
@@ -85,34 +111,46 @@ def measure_tiles(path: Path) -> float:
     return (time.perf_counter() - start) * 1e3 / TILES
 
 
-def measure(folder: Path, planes: dict[str, NDArray[np.uint8]], chunk: int, shard: int, codec: str) -> dict[str, Any]:
-    """Row of one layout."""
-    write, read, ratio = {}, {}, {}
+def measure(folder: Path, planes: dict[str, Plane], layout: Layout, buffer: Plane) -> dict[str, float]:
+    """Figures of one layout, once; planes are an image, a truth and a mask."""
+    figures = {}
     for name, plane in planes.items():
-        write[name], read[name], ratio[name] = measure_plane(folder / name, plane, chunk, shard, codec)
-    return {
-        "chunk": chunk, "shard": shard, "codec": codec,
-        "read image ns": read["image"], "truth ns": read["truth"],
-        "write image ns": write["image"], "mask ns": write["mask"],
-        "image ratio": ratio["image"], "mask ratio": ratio["mask"],
-        "tile ms": measure_tiles(folder / "image"),
-        "job ns": read["image"] + read["truth"] + write["mask"],
-    }  # fmt: skip
+        write, read, ratio = measure_plane(folder, plane, layout, buffer)
+        figures |= {f"write {name}": write, f"read {name}": read, f"{name} ratio": ratio}
+        if name == "image":
+            figures["tile ms"] = measure_tiles(folder / "array")
+    return figures
+
+
+def measure_all(folder: Path) -> list[dict[str, Any]]:
+    """Rows of all layouts, of which each figure is the best of some rounds; ratios are the same in each."""
+    image, truth = slice_pair()
+    mask = np.empty_like(image)
+    median_tile(image[None], (0, 0), (1, 3, 3), True, mask)
+    planes = {"image": image, "truth": truth, "mask": (mask > REAL_LEVEL).astype(np.uint8) * np.uint8(255)}
+    buffer = np.zeros((1, *image.shape), np.uint8)
+    rounds = [[measure(folder, planes, layout, buffer) for layout in LAYOUTS] for _ in range(REPEATS)]
+    found = [{name: min(one[name] for one in tries) for name in tries[0]} for tries in zip(*rounds, strict=True)]
+    return [
+        {
+            **asdict(layout),
+            "read image ns": best["read image"], "truth ns": best["read truth"],
+            "write image ns": best["write image"], "mask ns": best["write mask"],
+            "image ratio": best["image ratio"], "mask ratio": best["mask ratio"],
+            "tile ms": best["tile ms"],
+            "job ns": best["read image"] + best["read truth"] + best["write mask"],
+        }
+        for layout, best in zip(LAYOUTS, found, strict=True)
+    ]  # fmt: skip
 
 
 def main() -> None:
     options = parse(__doc__)
-    image, truth = slice_pair()
-    mask = (median_filter(255 - image, 3) > REAL_LEVEL).astype(np.uint8) * np.uint8(255)
-    planes = {"image": image, "truth": truth, "mask": mask}
-    layouts = itertools.product((512, 1024), (2048, 4096), CODECS)
-    with (
-        zarr.config.set({"codec_pipeline.path": ZARRS}),
-        tempfile.TemporaryDirectory(prefix="kesm-benchmark-") as folder,
-    ):
-        rows = [measure(Path(folder), planes, *layout) for layout in layouts]
+    with tempfile.TemporaryDirectory(prefix="kesm-benchmark-") as folder:
+        rows = measure_all(Path(folder))
     show(rows)
-    save(options.json, {"rows": rows})
+    print(f"\n{tile_pair()[2]}; one thread, the best of {REPEATS} rounds")
+    save(options.json, {"texture": tile_pair()[2], "rows": rows})
 
 
 if __name__ == "__main__":

@@ -25,18 +25,20 @@ import pipeline.tile
 from pipeline.config import RunConfig
 from pipeline.pyramid import SliceWriter
 from pipeline.runs import run
-from pipeline.store import ShardedArray
+from pipeline.shard import ShardEncoder
+from pipeline.store import OpenShard, ShardedArray
 from pipeline.table import Table
 
 # Stage, module or class, and what of it. A tile is thresholded and masked in what `segment_tile` does by itself.
 FUNCTIONS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("read", ShardedArray, ("read", "read_shard")),
+    ("read", OpenShard, ("read",)),
     ("median", pipeline.tile, ("median_tile",)),
     ("histogram", pipeline.tile, ("joint_histogram",)),
     ("histogram", pipeline.segment, ("rebin",)),
     ("threshold and mask", pipeline.segment, ("segment_tile", "counts_above")),
     ("levels", SliceWriter, ("reduce", "write_levels")),
-    ("write", ShardedArray, ("write",)),
+    ("write", ShardEncoder, ("add", "finish")),
+    ("write", ShardedArray, ("publish",)),
     ("tables", Table, ("read", "stored", "survey", "write")),
 )
 

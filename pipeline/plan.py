@@ -125,14 +125,17 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
         volume.truth(config.truth)
     asked = config.region.box(volume.shape) if config.region else Box.whole(volume.shape)
     processes, threads = parallelism(config)
+    tasks = processes * threads
+    # The process that starts the others has no task, but their scheduler.
+    fixed = (processes + isinstance(config.cluster, LocalCluster)) * PROCESS_BYTES
     limit = config.memory or int(psutil.virtual_memory().available * DEFAULT_SHARE)
     block = _existing_block(volume, name, recipe, replace)
-    allowed = (limit - processes * PROCESS_BYTES) // (processes * threads)
+    allowed = (limit - fixed) // tasks
     if block is None:
-        least = _peak(processes, threads, task_bytes(volume, recipe, smallest_block(volume)))
+        least = fixed + tasks * task_bytes(volume, recipe, smallest_block(volume))
         if least > limit:
             raise MemoryLimitError(
-                f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {processes * threads} tasks on the "
+                f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {tasks} tasks on the "
                 "smallest blocks, of one shard; allow more with --memory, or use fewer --threads"
             )
         block = choose_block(volume, recipe, allowed)
@@ -141,8 +144,8 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     needed = task_bytes(volume, recipe, block)
     if needed > allowed:
         raise MemoryLimitError(
-            f"memory: {_gb(limit)} are allowed, {_gb(_peak(processes, threads, needed))} are needed for "
-            f"{processes * threads} tasks on blocks of {block[1]} x {block[2]} voxels; allow more with --memory, "
+            f"memory: {_gb(limit)} are allowed, {_gb(fixed + tasks * needed)} are needed for "
+            f"{tasks} tasks on blocks of {block[1]} x {block[2]} voxels; allow more with --memory, "
             "or use fewer --threads"
         )
     blocks = grids.blocks.cover(asked)
@@ -151,8 +154,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
         whole=config.region is None, block=block, replaces=replace and _differs(volume, name, recipe),
         grids=grids, blocks=blocks, engine=config.cluster.engine,
-        tasks=processes * threads,
-        task_bytes=needed, peak_bytes=_peak(processes, threads, needed), limit_bytes=limit, read_bytes=read,
+        tasks=tasks, task_bytes=needed, peak_bytes=fixed + tasks * needed, limit_bytes=limit, read_bytes=read,
     )  # fmt: skip
 
 
@@ -283,10 +285,6 @@ def _check_level(recipe: Recipe, volume: Volume) -> None:
     if not recipe.threshold.fits(top):
         got = recipe.threshold.model_dump(by_alias=True)["level"]
         raise ConfigError(f"threshold.level: got {got:g}, {volume.dtype} images have levels 0 to {top}")
-
-
-def _peak(processes: int, threads: int, task: int) -> int:
-    return processes * (PROCESS_BYTES + threads * task)
 
 
 def _gb(size: int) -> str:

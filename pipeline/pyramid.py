@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
+from pipeline.errors import ShapeMismatchError
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.scratch import scratch
 from pipeline.store import ShardedArray
@@ -60,8 +61,9 @@ class Pyramid:
         """Write one whole slice, (y, x), and its levels; return the digests of its shards, (y, x) of the shard grid."""
         box = Box.of_slice(z, plane.shape)
         writer = self.writer(box, staging, with_levels=True)
-        for part in self.full.shards.parts(box):
-            writer.write(part, plane[part.slices[1:]][None])
+        for shard in self.full.shards.parts(box):
+            for part in self.full.chunks.parts(shard):
+                writer.write(part, plane[part.slices[1:]][None])
         digests: NDArray[np.uint64] = writer.finish()[0]
         return digests
 
@@ -88,29 +90,41 @@ class Pyramid:
 
 
 class SliceWriter:
-    """Writes a box of one slice of a pyramid, shard by shard while each is in cache; then the slice's levels."""
+    """Writes a box of one slice of a pyramid, chunk by chunk while each is in cache; then the slice's levels."""
 
     def __init__(self, pyramid: Pyramid, box: Box, staging: Path, with_levels: bool) -> None:
         self._pyramid, self._z, self._staging = pyramid, box.start[0], staging
         self._cells = pyramid.full.shards.cover(box)
         self._digests = np.zeros(self._cells.shape, np.uint64)
+        self._encoder = pyramid.full.encoder()
         level_one = pyramid.levels[1:2] if with_levels else []
         self._first = [scratch.array("level 1", array.shape[1:], array.dtype) for array in level_one]
 
     def write(self, part: Box, values: NDArray[Any]) -> None:
-        """Write the voxels of one shard, or of several, (1, y, x)."""
-        cells = self._pyramid.full.shards.cover(part).relative_to(self._cells.start)
-        self._digests[cells.slices] = self._pyramid.full.write(part, values, self._staging)
+        """Write chunks of one shard, (1, y, x); those of a shard come in C order, and before those of the next one."""
+        full = self._pyramid.full
+        if full.chunks.round_out(part) != part or values.shape != part.shape or full.shards.cover(part).size != 1:
+            raise ShapeMismatchError(
+                f"{full.path}: {part} with values of {values.shape} is no box of chunks of a shard"
+            )
+        (shard,) = full.shards.cover(part)
+        whole = full.shards.box(shard)
+        _, row, column = full.chunks.cover(part.relative_to((0, *whole.start[1:]))).start
+        self._encoder.add(values[0], (row, column))
         self.reduce(part, values)
+        if part.stop == whole.stop:
+            place = tuple(index - first for index, first in zip(shard, self._cells.start, strict=True))
+            self._digests[place] = full.publish(shard, self._encoder.finish(), self._staging)
+            self._encoder = full.encoder()
 
     def reduce(self, part: Box, values: NDArray[Any]) -> None:
-        """Take whole shards into level 1."""
+        """Take whole chunks into level 1."""
         (_, top, left), (_, bottom, right) = part.start, part.stop
         for first in self._first:
             self._pyramid.reduction(values[0], first[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2])
 
     def write_levels(self) -> None:
-        """Write levels 1, 2, ..., once all shards are in."""
+        """Write levels 1, 2, ..., once all of the slice is in."""
         for first in self._first:
             planes = itertools.chain([first], reduced_levels(first, self._pyramid.reduction))
             for array, plane in zip(self._pyramid.levels[1:], planes, strict=True):

@@ -7,6 +7,7 @@ pending, mask, tables, status done, and the mask's key last.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Recipe
 from pipeline.errors import DamageError, LockedError, PipelineError, StorageError, UnavailableError
-from pipeline.geometry import Box, Triple
+from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import counts_above, rebin
 from pipeline.keys import counts_keys, has_shards, mask_keys, pyramid_key
 from pipeline.ledger import Ledger
@@ -28,7 +29,7 @@ from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, segment_tile
 from pipeline.volume import Volume, beside
-from pipeline.window import Lost, Window
+from pipeline.window import CheckedShard, Lost, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,22 +281,24 @@ class _Block:
     def _compute(
         self, planes: list[int], image_digests: Array, truth_digests: Array | None, write_mask: bool
     ) -> _Results:
-        """Work through the block shard by shard: what was read of one is in cache when it is used and written."""
+        """Work through the block chunk by chunk: what was read of one is in cache when it is used and written."""
         results = _Results.empty(self.tiles.shape, with_truth=truth_digests is not None)
         volume, halo = self.handles.volume, self.job.recipe.halo
         around = self.box.grow((0, halo[1], halo[2])) & Box.whole(volume.shape)
         window, truth_lost = Window(volume, around, halo, planes, image_digests), Lost()
         whole = self.box.shape[1:] == volume.shape[1:]  # else the levels follow when all blocks of the slice are done
         writer = self.handles.mask.writer(self.box, self.job.staging, with_levels=whole) if write_mask else None
-        for part in self.grids.shards.parts(self.box):
-            window.load(part)
-            truth = self._read_truth(part, truth_digests, truth_lost)
+        for shard in self.grids.shards.parts(self.box):
+            window.load(shard)
             self._give_up(results, window.lost, halo, results.failed)
+            with self._open_truth(shard, truth_digests, truth_lost) as truth:
+                for part in self._units.parts(shard):
+                    mask = scratch.array("mask", part.shape, np.uint8)
+                    self._segment(part, window, self._read_truth(part, truth), mask, results)
+                    if writer is not None:
+                        writer.write(part, mask)
             self._give_up(results, truth_lost, (0, 0, 0), results.uncounted)
-            mask = scratch.array("mask", part.shape, np.uint8)
-            self._segment(part, window, truth, mask, results)
-            if writer is not None:
-                writer.write(part, mask)
+        results.forget_uncounted()
         if writer is not None:
             results.shard_digest = writer.finish()
             if whole:
@@ -314,7 +317,7 @@ class _Block:
         lost.parts.clear()
 
     def _segment(self, part: Box, window: Window, truth: Array | None, mask: Array, results: _Results) -> None:
-        """Segment the tiles of a shard into ``mask``, and fill in their part of the tables."""
+        """Segment the tiles of a part into ``mask``, and fill in their part of the tables."""
         recipe, stack, origin = self.job.recipe, window.values, window.box.start
         rule = TileRule(recipe.denoise.window, recipe.foreground == "dark", recipe.threshold.level)
         joint = scratch.array("joint", (3, int(np.iinfo(stack.dtype).max) + 1), np.uint32)
@@ -339,19 +342,30 @@ class _Block:
                 start = top - origin[1], left - origin[2]
                 level = segment_tile(stack, start, traced, mask[0, down, across], joint, rule)
                 results.threshold[local] = level
-                if results.counts is not None and results.histogram is not None and not results.uncounted[local]:
+                if results.counts is not None and results.histogram is not None:
                     results.counts[local] = counts_above(joint, level)
                     rebin(joint, resolved, results.histogram[local])
 
-    def _read_truth(self, part: Box, digests: Array | None, lost: Lost) -> Array | None:
+    @property
+    def _units(self) -> Grid:
+        """What is worked on at once: a chunk, or a shard where a tile is larger than a chunk."""
+        full = self.handles.mask.full
+        return full.chunks if full.chunks.owns(self.grids.tiles) else full.shards
+
+    def _open_truth(self, shard: Box, digests: Array | None, lost: Lost) -> AbstractContextManager[CheckedShard | None]:
         """Return the truth of a shard, or None where nobody annotated the slice."""
         if self.handles.truth is None or digests is None or not digests.any():
-            return None
+            return nullcontext()
         array = self.handles.truth[0].full
-        truth = scratch.array("truth", part.shape, np.uint8)
-        _, row, column = array.shards.cover(part).start
-        lost.read(self.handles.volume, array, part, int(digests[0, row, column]), truth)
-        return truth
+        _, row, column = array.shards.cover(shard).start
+        return CheckedShard(self.handles.volume, array, shard, int(digests[0, row, column]), lost)
+
+    def _read_truth(self, part: Box, truth: CheckedShard | None) -> Array | None:
+        if truth is None:
+            return None
+        values = scratch.array("truth", part.shape, np.uint8)
+        truth.read(part, values)
+        return values
 
     def _filtered_window(self) -> tuple[int, int]:
         """Grey levels that the stored histograms resolve, on the filtered scale."""
@@ -422,3 +436,9 @@ class _Results:
             failed=np.zeros(tiles, np.bool_),
             uncounted=np.zeros(tiles, np.bool_),
         )
+
+    def forget_uncounted(self) -> None:
+        """Let tiles whose truth turned out to be lost count as nothing."""
+        if self.counts is not None and self.histogram is not None:
+            self.counts[self.uncounted] = 0
+            self.histogram[self.uncounted] = 0

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import FileIO
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -31,6 +30,9 @@ from pipeline.scratch import scratch
 Plane = NDArray[Any]
 Side = tuple[int, int]
 Window = tuple[slice, slice]
+Index = NDArray[np.uint64]
+Encoded = tuple[list[bytes], int]
+"""Parts of a shard's file, and the digest of its voxels."""
 
 MISSING = 2**64 - 1  # offset and length of a chunk that holds only the fill value, and is not stored
 CHECKSUM_BYTES = 4
@@ -56,106 +58,92 @@ class ShardCodec:
     fill: int
     level: int
 
-    def encode(self, values: Plane) -> tuple[list[bytes], int] | None:
-        """Return the parts of a shard's file and the digest of its voxels; None where all are the fill value.
+    def encode(self, values: Plane) -> Encoded | None:
+        """Return a shard, or None where all voxels are the fill value; see `ShardEncoder`.
 
         Parameters
         ----------
         values : ndarray
             (y, x): the shard, smaller at the far edges of its array.
         """
-        parts, index = [], np.full((*self._chunks, 2), MISSING, "<u8")
-        digest, end = xxhash.xxh3_64(), 0
-        for place, chunk in self._cut(values):
-            digest.update(chunk.data)
-            encoded = zstd.compress(chunk.data, self.level, True)
-            if encoded == self._encoded_fill:
-                continue
-            index[place] = end, len(encoded)
-            end += len(encoded)
-            parts.append(encoded)
-        if not parts:
-            return None
-        index_bytes = index.tobytes()
-        return [*parts, index_bytes, _checksum(index_bytes)], digest.intdigest()
+        encoder = ShardEncoder(self)
+        encoder.add(values, (0, 0))
+        return encoder.finish()
 
     def digest(self, values: Plane) -> int | None:
-        """Return the digest that `encode` returns; None where all voxels are the fill value.
+        """Return the digest of a shard, (y, x); None where all voxels are the fill value."""
+        digest = Digest(self)
+        for _, chunk in self.cut(values):
+            digest.update(chunk)
+        return digest.value
 
-        It is xxh3 of the chunks' voxels in C order of the chunks, filled up at the far edges.
-        """
-        digest, chunks = xxhash.xxh3_64(), 0
-        for _, chunk in self._cut(values):
-            digest.update(chunk.data)
-            chunks += 1
-        return self._unless_fill(digest.intdigest(), chunks)
-
-    def read(self, file: Path, window: Window, out: Plane) -> int | None:
-        """Decode a part of a shard.
+    def read(self, file: FileIO, index: Index, window: Window, out: Plane) -> Iterator[Plane]:
+        """Decode the chunks that a window touches, one by one, and copy what lies in the window.
 
         Parameters
         ----------
-        file : Path
+        file : FileIO
+        index : ndarray
+            Of `read_index`.
         window : tuple of slice
             (y, x) in the shard.
         out : ndarray
             Written; of the window's shape.
 
-        Returns
-        -------
-        int or None
-            Digest of the chunks that the window touches: that of the shard, if those are all. None for fill.
+        Yields
+        ------
+        ndarray
+            The chunk, valid until the next one.
 
         Raises
         ------
-        FileNotFoundError, OSError
+        OSError
             If the file cannot be read.
         ValueError, RuntimeError
-            If it is not a whole shard of this kind.
+            If it is damaged.
         """
-        digest, chunks = xxhash.xxh3_64(), 0
-        with file.open("rb", buffering=0) as stored:
-            index = self._read_index(stored)
-            rows, columns = map(_touched, window, self.chunk)
-            for place in product(rows, columns):
-                inside, target = _overlap(place, self.chunk, window)
-                offset, length = (int(number) for number in index[place])
-                missing = offset == length == MISSING
-                chunk = self._fill_chunk if missing else self._decode(_read_at(stored, offset, length))
+        rows, columns = map(_touched, window, self.chunk)
+        # A window that is one chunk is decoded to where it belongs, without a copy.
+        direct = out.shape == self.chunk and out.flags.c_contiguous and out.dtype == self.dtype
+        direct = direct and len(rows) == len(columns) == 1
+        for place in product(rows, columns):
+            inside, target = _overlap(place, self.chunk, window)
+            offset, length = (int(number) for number in index[place])
+            if offset == length == MISSING:
+                chunk = self.fill_chunk
                 out[target] = chunk[inside]
-                digest.update(chunk.data)
-                chunks += 1
-        return self._unless_fill(digest.intdigest(), chunks)
+            else:
+                chunk = out if direct else scratch.array("chunk", self.chunk, self.dtype)
+                self._decode(_read_at(file, offset, length), chunk)
+                if not direct:
+                    out[target] = chunk[inside]
+            yield chunk
 
-    def _decode(self, encoded: memoryview) -> Plane:
-        """Voxels of a chunk, valid until the next one."""
-        chunk = scratch.array("chunk", self.chunk, self.dtype)
-        decode: Any = imagecodecs.zstd_decode  # takes and gives any buffer, whatever its stub says
-        decoded = decode(encoded, out=chunk.reshape(-1).view(np.uint8))
-        if len(decoded) != chunk.nbytes:
-            raise ValueError(f"a chunk of {chunk.nbytes} bytes has {len(decoded)}")
-        return chunk
+    def read_index(self, file: FileIO) -> Index:
+        """Offset and length of every chunk, (y, x, 2), all inside the file.
 
-    def _read_index(self, file: FileIO) -> NDArray[np.uint64]:
-        """Offset and length of every chunk, (y, x, 2), all inside the file."""
-        size = self._chunks[0] * self._chunks[1] * 16
+        Raises
+        ------
+        OSError, ValueError
+            As `read`.
+        """
+        size = self.chunks[0] * self.chunks[1] * 16
         begin = os.fstat(file.fileno()).st_size - size - CHECKSUM_BYTES
         if begin < 0:
             raise ValueError("it is too short")
         data = bytes(_read_at(file, begin, size + CHECKSUM_BYTES))
         if _checksum(data[:size]) != data[size:]:
             raise ValueError("the checksum of its index is wrong")
-        index = np.frombuffer(data, "<u8", size // 8).reshape(*self._chunks, 2)
+        index = np.frombuffer(data, "<u8", size // 8).reshape(*self.chunks, 2)
         stored = index[(index != MISSING).any(axis=-1)]
         if (stored > begin).any() or (stored.sum(axis=-1) > begin).any():
             raise ValueError("its index points beyond its end")
         return index
 
-    def _cut(self, values: Plane) -> Iterator[tuple[Side, Plane]]:
-        """Chunks that have voxels, each contiguous and filled up at the edges; valid until the next one."""
-        for row, column in product(
-            *(range(ceil_div(*lengths)) for lengths in zip(values.shape, self.chunk, strict=True))
-        ):
+    def cut(self, values: Plane) -> Iterator[tuple[Side, Plane]]:
+        """Place of each chunk that has voxels, and the chunk, contiguous and filled up; valid until the next one."""
+        rows, columns = map(ceil_div, values.shape, self.chunk)
+        for row, column in product(range(rows), range(columns)):
             top, left = row * self.chunk[0], column * self.chunk[1]
             part = values[top : top + self.chunk[0], left : left + self.chunk[1]]
             if part.shape != self.chunk or not part.flags.c_contiguous or part.dtype != self.dtype:
@@ -167,21 +155,79 @@ class ShardCodec:
             yield (row, column), part
 
     @cached_property
-    def _chunks(self) -> Side:
+    def chunks(self) -> Side:
+        """Number of chunks in a shard, (y, x)."""
         return self.shard[0] // self.chunk[0], self.shard[1] // self.chunk[1]
 
-    def _unless_fill(self, digest: int, chunks: int) -> int | None:
-        return None if digest == _fill_digest(self, chunks) else digest
-
     @cached_property
-    def _fill_chunk(self) -> Plane:
+    def fill_chunk(self) -> Plane:
+        """A chunk of fill."""
         return np.full(self.chunk, self.fill, self.dtype)
 
     @cached_property
-    def _encoded_fill(self) -> bytes:
-        """A chunk of fill, encoded: what else encodes to the same bytes is one."""
-        encoded: bytes = zstd.compress(self._fill_chunk.data, self.level, True)
+    def encoded_fill(self) -> bytes:
+        """The same, encoded: what else encodes to these bytes is one."""
+        encoded: bytes = zstd.compress(self.fill_chunk.data, self.level, True)
         return encoded
+
+    def _decode(self, encoded: memoryview, chunk: Plane) -> None:
+        decode: Any = imagecodecs.zstd_decode  # takes and gives any buffer, whatever its stub says
+        decoded = decode(encoded, out=chunk.reshape(-1).view(np.uint8))
+        if len(decoded) != chunk.nbytes:
+            raise ValueError(f"a chunk of {chunk.nbytes} bytes has {len(decoded)}")
+
+
+class Digest:
+    """Digest of a shard whose chunks come in C order: xxh3 of their voxels, filled up at the far edges."""
+
+    def __init__(self, codec: ShardCodec) -> None:
+        self._codec, self._hash, self._chunks = codec, xxhash.xxh3_64(), 0
+
+    def update(self, chunk: Plane) -> None:
+        """Take the next chunk."""
+        self._hash.update(chunk.data)
+        self._chunks += 1
+
+    def copy(self) -> Digest:
+        """Return what it is now: a read that fails half way is begun again from there."""
+        other = Digest(self._codec)
+        other._hash, other._chunks = self._hash.copy(), self._chunks
+        return other
+
+    @property
+    def value(self) -> int | None:
+        """Digest of the chunks that came; None where all are the fill value."""
+        digest = self._hash.intdigest()
+        return None if digest == _fill_digest(self._codec, self._chunks) else digest
+
+
+class ShardEncoder:
+    """Encodes a shard chunk after chunk, each while it is in cache."""
+
+    def __init__(self, codec: ShardCodec) -> None:
+        self._codec, self._digest = codec, Digest(codec)
+        self._parts: list[bytes] = []
+        self._index = np.full((*codec.chunks, 2), MISSING, "<u8")
+        self._end = 0
+
+    def add(self, values: Plane, place: Side) -> None:
+        """Encode whole chunks, (y, x), of which the first lies at ``place`` in the shard; they come in C order."""
+        codec = self._codec
+        for (row, column), chunk in codec.cut(values):
+            self._digest.update(chunk)
+            encoded = zstd.compress(chunk.data, codec.level, True)
+            if encoded != codec.encoded_fill:
+                self._index[place[0] + row, place[1] + column] = self._end, len(encoded)
+                self._end += len(encoded)
+                self._parts.append(encoded)
+
+    def finish(self) -> Encoded | None:
+        """Return the parts of the shard's file and its digest; None where all voxels are the fill value."""
+        digest = self._digest.value
+        if digest is None:
+            return None
+        index = self._index.tobytes()
+        return [*self._parts, index, _checksum(index)], digest
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from pipeline.disk import disk_errors, is_file, raise_refusal, retried, write_file
 from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError
 from pipeline.geometry import Box, Grid, Triple
-from pipeline.shard import ShardCodec
+from pipeline.shard import Digest, Encoded, ShardCodec, ShardEncoder
 
 # Measured on the real tile's texture (benchmarks/README.md): chunks of 512 in shards of 4096 cost 1.6 times as much to
 # read and write; lz4 reads 1.5 times as fast but stores 1.5 times as much.
@@ -103,20 +104,33 @@ class ShardedArray:
         DamageError, UnavailableError
             As `read`.
         """
-        file, plane = self.shard_file(shard), out[0]
-        window = part.relative_to(self.shards.box(shard).start).slices[1:]
+        with self.open_shard(shard) as opened:
+            opened.read(part, out)
+            return opened.digest
+
+    def open_shard(self, shard: Triple) -> OpenShard:
+        """Return a shard that is read chunk after chunk; a context."""
+        return OpenShard(self, self._codec, shard)
+
+    def encoder(self) -> ShardEncoder:
+        """Return what encodes a shard chunk after chunk, for `publish`."""
+        return ShardEncoder(self._codec)
+
+    def publish(self, shard: Triple, encoded: Encoded | None, staging: Path) -> int:
+        """Replace a shard, and return its digest; see `write`."""
+        file = self.shard_file(shard)
         try:
-            digest = retried(lambda: self._codec.read(file, window, plane))
-        except FileNotFoundError:  # this is how zarr stores a shard of fill
-            plane[...] = self.fill
-            return ALL_FILL
-        except (OSError, ValueError, RuntimeError) as error:
-            if not isinstance(error, PermissionError):  # that of one file is the trouble of that file
-                raise_refusal(file, error)
-            raise DamageError(
-                f"{self.path}: shard {file.relative_to(self.path)} cannot be decoded ({error}); restore it from a copy"
-            ) from error
-        return _stored(digest)
+            with disk_errors(self.path):
+                if encoded is None:
+                    retried(lambda: file.unlink(missing_ok=True))
+                    return ALL_FILL
+                parts, digest = encoded
+                write_file(file, parts, staging / uuid.uuid4().hex)
+                return _recorded(digest)
+        except FileNotFoundError as error:
+            if staging.is_dir():
+                raise
+            raise LockedError(f"{self.path}: its staging folder was removed; another process has taken over") from error
 
     def write(self, box: Box, values: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
         """Replace whole shards: stage each as a new file, then rename it into place; all-fill shards have no file.
@@ -146,14 +160,10 @@ class ShardedArray:
             raise ShapeMismatchError(f"{self.path}: {box} with values of {values.shape} is no box of whole shards")
         cells = self.shards.cover(box)
         digests = np.empty(cells.shape, np.uint64)
-        try:
-            with disk_errors(self.path):
-                for shard in cells:
-                    digests[_within(shard, cells)] = self._write_shard(shard, box, values, staging)
-        except FileNotFoundError as error:
-            if staging.is_dir():
-                raise
-            raise LockedError(f"{self.path}: its staging folder was removed; another process has taken over") from error
+        for shard in cells:
+            digests[_within(shard, cells)] = self.publish(
+                shard, self._codec.encode(self._plane(shard, box, values)), staging
+            )
         return digests
 
     def erase(self, box: Box) -> None:
@@ -186,7 +196,7 @@ class ShardedArray:
         cells = self.shards.cover(box)
         digests = np.empty(cells.shape, np.uint64)
         for shard in cells:
-            digests[_within(shard, cells)] = _stored(self._codec.digest(self._plane(shard, box, values)))
+            digests[_within(shard, cells)] = _recorded(self._codec.digest(self._plane(shard, box, values)))
         return digests
 
     def shard_file(self, shard: Triple) -> Path:
@@ -200,21 +210,71 @@ class ShardedArray:
         self.fill: int = int(array.fill_value)
         self._codec = _shard_codec(self.path, array)
         self.shards = Grid(self.shape, (1, *self._codec.shard))
-
-    def _write_shard(self, shard: Triple, box: Box, values: NDArray[Any], staging: Path) -> int:
-        encoded = self._codec.encode(self._plane(shard, box, values))
-        file = self.shard_file(shard)
-        if encoded is None:
-            retried(lambda: file.unlink(missing_ok=True))
-            return ALL_FILL
-        parts, digest = encoded
-        write_file(file, parts, staging / uuid.uuid4().hex)
-        return _stored(digest)
+        self.chunks = Grid(self.shape, (1, *self._codec.chunk))
 
     def _plane(self, shard: Triple, box: Box, values: NDArray[Any]) -> NDArray[Any]:
         """Voxels of one shard, (y, x), of the values of a box of whole shards."""
         plane: NDArray[Any] = values[self.shards.box(shard).relative_to(box.start).slices][0]
         return plane
+
+
+class OpenShard:
+    """One shard of an array, read chunk after chunk."""
+
+    def __init__(self, array: ShardedArray, codec: ShardCodec, shard: Triple) -> None:
+        self._array, self._codec = array, codec
+        self._path, self._start = array.shard_file(shard), array.shards.box(shard).start
+        self._digest = Digest(codec)
+        self._missing = False
+
+    def __enter__(self) -> OpenShard:
+        self._file: FileIO | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @property
+    def digest(self) -> int:
+        """Digest of what was read: that of the shard, if all of its chunks were, in C order."""
+        return ALL_FILL if self._missing else _recorded(self._digest.value)
+
+    def read(self, part: Box, out: NDArray[Any]) -> None:
+        """Read voxels into ``out``, of the box's shape.
+
+        Raises
+        ------
+        DamageError, UnavailableError
+            As `ShardedArray.read`.
+        """
+        window = part.relative_to(self._start).slices[1:]
+        try:
+            retried(lambda: self._read(window, out[0]))
+        except FileNotFoundError:  # this is how zarr stores a shard of fill
+            self._missing = True
+            out[...] = self._array.fill
+        except (OSError, ValueError, RuntimeError) as error:
+            if not isinstance(error, PermissionError):  # that of one file is the trouble of that file
+                raise_refusal(self._path, error)
+            raise DamageError(
+                f"{self._array.path}: shard {self._path.relative_to(self._array.path)} cannot be decoded ({error}); "
+                "restore it from a copy"
+            ) from error
+
+    def _read(self, window: tuple[slice, slice], plane: NDArray[Any]) -> None:
+        digest = self._digest.copy()
+        try:
+            if self._file is None:
+                self._file = self._path.open("rb", buffering=0)
+                self._index = self._codec.read_index(self._file)
+            for chunk in self._codec.read(self._file, self._index, window, plane):
+                digest.update(chunk)
+        except OSError:  # it may be asked again, and is opened anew
+            self.__exit__()
+            raise
+        self._digest = digest
 
 
 def _within(shard: Triple, cells: Box) -> Triple:
@@ -271,10 +331,10 @@ def sweep_partial(folder: Path) -> None:
 
 def digest_bytes(data: bytes | memoryview) -> int:
     """64-bit digest of bytes (xxh3), never one of the reserved values."""
-    return _stored(xxhash.xxh3_64_intdigest(data))
+    return _recorded(xxhash.xxh3_64_intdigest(data))
 
 
-def _stored(digest: int | None) -> int:
+def _recorded(digest: int | None) -> int:
     """Digest as it is recorded: that of a shard of fill is its own value."""
     if digest is None:
         return ALL_FILL

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.disk import disk_errors, is_file
 from pipeline.errors import (
@@ -245,31 +244,28 @@ class Volume:
         if not shrinking:
             self.image.resize(slices)
 
-    def read_shard(self, array: ShardedArray, part: Box, recorded: int, out: NDArray[Any]) -> None:
-        """Read voxels of one shard, and check that they are those that were recorded.
+    def check_shard(self, array: ShardedArray, part: Box, recorded: int, found: int) -> None:
+        """Check that the voxels of a shard are those that were recorded.
 
         Parameters
         ----------
         array : ShardedArray
             One of the volume's.
         part : Box
-            Voxels; only where they are the whole shard can its digest be checked.
+            Voxels that were read; only where they are the whole shard can its digest be checked.
         recorded : int
             Digest of the shard; ``ABSENT`` where nothing is known of it.
-        out : ndarray
-            Written; of the box's shape.
+        found : int
+            Digest of what was read.
 
         Raises
         ------
         DamageError
-            If the shard is lost (which would read as fill, silently), damaged, or another one.
-        UnavailableError
-            If the storage does not answer.
+            If the shard is lost (which reads as fill, silently), or another one.
         """
-        (shard,) = array.shards.cover(part)
-        found = array.read_shard(shard, part, out)
         if recorded in (ABSENT, found):
             return
+        (shard,) = array.shards.cover(part)
         file = array.shard_file(shard)
         name = f"{self.path}: shard {file.relative_to(self.path)}"
         if found == ALL_FILL and not is_file(file):

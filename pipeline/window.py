@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,24 +25,65 @@ class Lost:
     _silent: int = 0
 
     def read(self, volume: Volume, array: ShardedArray, part: Box, recorded: int, out: NDArray[Any]) -> None:
-        """Read a part of one shard, as `Volume.read_shard` does; what is lost is noted, and 0 in ``out``.
+        """Read a part of one shard, and check it against its record; what is lost is noted, and 0 in ``out``.
 
         Raises
         ------
         UnavailableError
             If more than ``SILENT_FILES`` shards have not answered.
         """
+        (shard,) = array.shards.cover(part)
         try:
-            volume.read_shard(array, part, recorded, out)
+            volume.check_shard(array, part, recorded, array.read_shard(shard, part, out))
         except (DamageError, UnavailableError) as error:
-            self._note(part, error)
+            self.note(part, error)
             out[...] = 0
 
-    def _note(self, part: Box, error: PipelineError) -> None:
+    def note(self, part: Box, error: PipelineError) -> None:
+        """Note voxels that are lost; more than a few that are so because nobody answers are an error."""
         self._silent += isinstance(error, UnavailableError)
         if self._silent > SILENT_FILES:
             raise error
         self.parts.append((part, str(error)))
+
+
+class CheckedShard:
+    """One shard that is read chunk after chunk, each when it is needed, and checked against its record in the end.
+
+    A context. If a chunk cannot be read, or the shard is not what it was, all of it is noted as lost; what could not be
+    read is 0.
+    """
+
+    def __init__(self, volume: Volume, array: ShardedArray, part: Box, recorded: int, lost: Lost) -> None:
+        self._volume, self._array, self._part, self._recorded, self._lost = volume, array, part, recorded, lost
+        (shard,) = array.shards.cover(part)
+        self._opened = array.open_shard(shard)
+        self._right = True
+
+    def __enter__(self) -> CheckedShard:
+        self._opened.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._opened.__exit__()
+        if kind is None and self._right:
+            self._attempt(
+                lambda: self._volume.check_shard(self._array, self._part, self._recorded, self._opened.digest)
+            )
+
+    def read(self, part: Box, out: NDArray[Any]) -> None:
+        """Read some of its chunks; all of them in C order."""
+        if self._right:
+            self._attempt(lambda: self._opened.read(part, out))
+        if not self._right:
+            out[...] = 0
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (DamageError, UnavailableError) as error:
+            self._right = False
+            self._lost.note(self._part, error)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -108,14 +109,14 @@ def test_slice_whose_record_is_damaged_is_failed_and_not_absent(volume: Volume, 
 def stale(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
     """Errors with which the storage refuses to read slice 1, one a time, until there are none left."""
     errors: list[OSError] = []
-    read = ShardCodec.read
+    read = ShardCodec.read_index
 
-    def refuse(self: ShardCodec, file: Path, window: object, out: object) -> int | None:
-        if file.parts[-3] == "1" and errors:
+    def refuse(self: ShardCodec, file: FileIO) -> object:
+        if Path(str(file.name)).parts[-3] == "1" and errors:
             raise errors.pop()
-        return read(self, file, window, out)  # type: ignore[arg-type]
+        return read(self, file)
 
-    monkeypatch.setattr(ShardCodec, "read", refuse)
+    monkeypatch.setattr(ShardCodec, "read_index", refuse)
     monkeypatch.setattr(disk.time, "sleep", lambda pause_s: None)
     return errors
 

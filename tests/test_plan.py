@@ -29,6 +29,14 @@ def test_whole_slices_are_chosen_where_they_fit(full: Volume) -> None:
     assert plan.peak_bytes == PROCESS_BYTES + 2 * plan.task_bytes < plan.limit_bytes == 8 * 10**9
 
 
+def test_process_that_starts_the_others_needs_memory_too(full: Volume) -> None:
+    plan = make_plan(
+        run_config(full, truth=None, memory="8GB", cluster={"engine": "local", "workers": 2, "threads": 1})
+    )
+    assert plan.tasks == 2
+    assert plan.peak_bytes == 3 * PROCESS_BYTES + 2 * plan.task_bytes
+
+
 @pytest.mark.parametrize(
     "block",
     [(1, 8026, 17480), (1, 6144, 17480), (1, 2048, 17480), (1, 2048, 16384)],

@@ -146,11 +146,12 @@ def stored(pyramid, z=0):
     return [array.read(Box((z, 0, 0), (z + 1, *array.shape[1:])))[0] for array in pyramid.levels]
 
 
-def by_strips(pyramid, image, staging):
-    writer = pyramid.writer(Box.of_slice(0, image.shape), staging, with_levels=True)
-    for top in range(0, image.shape[0], 2048):
-        strip = image[top : top + 2048]
-        writer.write(Box((0, top, 0), (1, top + len(strip), image.shape[1])), strip[None])
+def by_chunks(pyramid, image, staging):
+    box = Box.of_slice(0, image.shape)
+    writer = pyramid.writer(box, staging, with_levels=True)
+    for shard in pyramid.full.shards.parts(box):
+        for part in pyramid.full.chunks.parts(shard):
+            writer.write(part, image[None][part.slices])
     return writer.finish()[0]
 
 
@@ -163,7 +164,7 @@ def by_shards(pyramid, image, staging):
     return pyramid.full.digests(whole, image[None])[0]
 
 
-@pytest.mark.parametrize("write", [by_strips, by_shards, lambda *given: given[0].write_slice(0, *given[1:])],
+@pytest.mark.parametrize("write", [by_chunks, by_shards, lambda *given: given[0].write_slice(0, *given[1:])],
                          ids=["strips", "shards", "slice"])  # fmt: skip
 @pytest.mark.parametrize(
     ("shape", "dtype"),
@@ -221,9 +222,9 @@ def test_a_pyramid_grows(tmp_path):
     assert not stored(pyramid, 2)[1].any()
 
 
-def test_only_whole_shards_are_written(tmp_path):
+def test_only_whole_chunks_are_written(tmp_path):
     pyramid = Pyramid.create(tmp_path / "image", (1, 2100, 40), "uint8", 0, reduce_image)
-    with pytest.raises(ShapeMismatchError, match="is no box of whole shards"):
+    with pytest.raises(ShapeMismatchError, match="is no box of chunks of a shard"):
         pyramid.writer(Box.whole((1, 2100, 40)), tmp_path, with_levels=True).write(
             Box((0, 0, 0), (1, 1000, 40)), np.ones((1, 1000, 40), np.uint8)
         )

@@ -141,7 +141,7 @@ def test_run_that_dies_at_any_write_goes_on(tmp_path: Path, stop: int, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Table, "write", die(Table.write))
-        patch.setattr(ShardedArray, "write", die(ShardedArray.write))
+        patch.setattr(ShardedArray, "publish", die(ShardedArray.publish))
         with suppress(KeyboardInterrupt):
             run(run_config(volume))
     assert len(writes) >= stop
