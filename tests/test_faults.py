@@ -16,6 +16,7 @@ import pytest
 
 from pipeline import disk
 from pipeline.errors import StorageError, UnavailableError
+from pipeline.geometry import Box
 from pipeline.ledger import Ledger
 from pipeline.report import summarise
 from pipeline.runs import run
@@ -194,6 +195,29 @@ def test_image_lost_after_its_mask_was_done_fails_the_comparison_only(tmp_path: 
     assert run(run_config(volume)).tiles.failed == 4
     again = run(run_config(volume, truth=None))
     assert (again.tiles.done, list(again.failures)) == (12, [])
+
+
+@pytest.mark.parametrize("which", ["image", "truth"])
+def test_shard_that_is_another_one_fails_its_tiles(volume: Volume, which: str) -> None:
+    array = volume.image.full if which == "image" else volume.truth("groundtruth")[0].full
+    file = array.shard_file((0, 0, 0))
+    content = file.read_bytes()
+    volume.staging.mkdir()
+    array.write(Box.of_slice(0, SHAPE), 255 - array.read(Box.of_slice(0, SHAPE)), volume.staging)
+    tables = RunTables(volume, "otsu")
+    compared = tables.truth("groundtruth")
+    (tables.mask_key if which == "image" else compared.counts_key).write((), 0)
+    bad = run(run_config(volume))
+    assert (bad.tiles.failed, bad.tiles.done) == (4, 8)
+    ((box, reason),) = bad.failures
+    assert str(box) == "z=0:1,y=0:600,x=0:600"
+    assert f"{array.path.relative_to(volume.path)}/c/0/0/0 has other voxels than were recorded" in reason
+    assert not compared.counts.read()[0].any()
+    assert not compared.histogram.read()[0].any()
+    assert volume.label("otsu").full.read(Box.of_slice(0, SHAPE)).any() == (which == "truth")
+    file.write_bytes(content)
+    assert run(run_config(volume)).tiles.failed == 0
+    assert_same_arrays(volume.path, "otsu", "reference")
 
 
 FEW_FILES = """
