@@ -61,8 +61,8 @@ def write_file(path: Path, parts: Sequence[bytes], staged: Path) -> None:
             file.writelines(parts)
 
     try:
+        retried(write)  # first: who has lost the folder for it must not make others
         retried(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        retried(write)
         rename(staged, path)
     except BaseException:
         with suppress(OSError):

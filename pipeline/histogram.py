@@ -208,7 +208,8 @@ def otsu_level(counts: NDArray[Any]) -> float:
 
     Notes
     -----
-    Agrees with ``skimage.filters.threshold_otsu`` on an image within one level; that one rounds counts to float32.
+    Agrees with ``skimage.filters.threshold_otsu`` on an image of 8 bit within one level; that one rounds counts to
+    float32, which on 16 bit can be dozens of levels where the variance is flat.
     Sums are exact in float64 (1e11 voxels of 16 bit sum to 6.6e15, below 2**53), and no integer can overflow.
 
     References

@@ -36,7 +36,7 @@ from pipeline.volume import Volume, beside, publish, staging_folder
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Decoded slice, a decoder's own copy, a third for the pyramid, and the encoded shards.
+# Decoded slice, a decoder's own copy, a third for the pyramid, and what a decoder or a mapping may hold besides.
 SLICE_COPIES = 4
 
 

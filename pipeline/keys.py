@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
+from pipeline.disk import is_file
 from pipeline.errors import DamageError
 from pipeline.geometry import Box, Triple
-from pipeline.store import ABSENT, ShardedArray, digest_bytes
+from pipeline.store import ABSENT, ALL_FILL, ShardedArray, digest_bytes
 from pipeline.table import Table
 from pipeline.tables import Grids, RunTables, Status
 from pipeline.volume import Volume
@@ -145,8 +146,11 @@ def unfinished(volume: Volume, tables: RunTables, truth: str | None, tiles: Box)
 
 def has_shards(mask: ShardedArray, box: Box, digests: NDArray[np.uint64]) -> bool:
     """Whether the shards of a mask in a box of one slice are recorded and there."""
-    cells = mask.shards.cover(box).relative_to((box.start[0], 0, 0))
-    return bool((digests[cells.slices] != ABSENT).all()) and mask.lost_shard(box, digests) is None
+    for shard in mask.shards.cover(box):
+        digest = digests[shard[0] - box.start[0], shard[1], shard[2]]
+        if digest == ABSENT or (digest != ALL_FILL and not is_file(mask.shard_file(shard))):
+            return False
+    return True
 
 
 def stale_pyramids(tables: RunTables, slices: range) -> list[int]:

@@ -208,20 +208,22 @@ def smallest_block(volume: Volume) -> Triple:
 def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     """Planned peak memory of one task on a block of this shape.
 
-    The image with its halo; a shard of truth and of mask, and what its codec holds; the upper levels of the mask, which
-    are a third of it; and the tile tables. Where blocks are parts of slices, the task that makes a slice's levels
-    afterwards may need more.
+    The image with its halo; the upper levels of the mask, which are a third of it, and which the task that makes them
+    for several blocks needs in a thread that has kept the rest; the tile tables; a tile with its halo, and filtered;
+    and chunks or shards of image, truth and mask, decoded and encoded.
     """
     itemsize = volume.dtype.itemsize
     _, height, width = block
     _, whole_height, whole_width = volume.shape
     depth, halo_y, halo_x = recipe.denoise.window[0], recipe.halo[1], recipe.halo[2]
     window = depth * min(height + 2 * halo_y, whole_height) * min(width + 2 * halo_x, whole_width) * itemsize
+    levels = whole_height * whole_width // 3
     tiles = Grids.of(volume.shape, recipe.tile, block).block_tiles((0, 0, 0)).size
     tables = tiles * 3 * 256 * 4 * 3 + 3 * (int(np.iinfo(volume.dtype).max) + 1) * 4
-    levels = whole_height * whole_width // 3
-    whole = (height, width) == (whole_height, whole_width)
-    return max(window + whole * levels + tables, levels) + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
+    padded = depth * (recipe.tile + 2 * halo_y) * (recipe.tile + 2 * halo_x)
+    copies = 1 if is_fast(recipe.denoise.window) else 2
+    tile = (padded * copies + recipe.tile**2) * itemsize
+    return window + levels + tables + tile + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
 
 
 def _existing_block(volume: Volume, name: str, recipe: Recipe, replace: bool) -> Triple | None:

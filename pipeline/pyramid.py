@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
-from pipeline.errors import ShapeMismatchError
+from pipeline.errors import DamageError, ShapeMismatchError
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.scratch import scratch
-from pipeline.store import ShardedArray
+from pipeline.store import SHARD, ShardedArray
 
 Plane = NDArray[Any]
 Reduce = Callable[[Plane, Plane], None]
@@ -46,12 +46,18 @@ class Pyramid:
     @cached_property
     def levels(self) -> list[ShardedArray]:
         """Arrays of all levels, finest first."""
-        return [self.full, *(ShardedArray(self.path / str(level)) for level in range(1, self._count))]
+        return [self.full, *(self._open(level) for level in range(1, self._count))]
 
     @cached_property
     def full(self) -> ShardedArray:
         """Array of level 0."""
-        return ShardedArray(self.path / "0")
+        return self._open(0)
+
+    def _open(self, level: int) -> ShardedArray:
+        array = ShardedArray(self.path / str(level))
+        if array.shards.step != SHARD:  # records have one digest for each of these
+            raise DamageError(f"{array.path}: has shards of {array.shards.step}, not {SHARD}; restore it from a copy")
+        return array
 
     def writer(self, box: Box, staging: Path, with_levels: bool) -> SliceWriter:
         """Return what writes a box of one slice; with its levels, if that is all of it."""
@@ -67,13 +73,26 @@ class Pyramid:
         digests: NDArray[np.uint64] = writer.finish()[0]
         return digests
 
-    def rebuild_levels(self, z: int, staging: Path) -> None:
-        """Write levels 1, 2, ... of a slice from its stored level 0, which is read shard by shard."""
+    def rebuild_levels(self, z: int, digests: NDArray[np.uint64], staging: Path) -> None:
+        """Write levels 1, 2, ... of a slice from its stored level 0, which is read shard by shard.
+
+        Parameters
+        ----------
+        z : int
+        digests : ndarray
+            uint64 (y, x) of the shard grid: what was recorded of level 0.
+        staging : Path
+            See `ShardedArray.publish`.
+
+        Raises
+        ------
+        DamageError
+            If a shard is not what was recorded.
+        """
         box = Box.of_slice(z, self.full.shape)
         writer = self.writer(box, staging, with_levels=True)
         for part in self.full.shards.parts(box):
-            out = scratch.array("shard", part.shape, self.full.dtype)
-            writer.reduce(part, self.full.read(part, out))
+            writer.reduce(part, self.full.read_checked(part, digests))
         writer.write_levels()
 
     def erase(self, box: Box) -> None:

@@ -96,16 +96,16 @@ def build_pyramid(job: Job, z: int) -> str | None:
     """
     handles = _open(job)
     key = pyramid_key(handles.tables, z)
+    digests = handles.tables.shard_digest.read((slice(z, z + 1),))[0]
     try:
-        handles.mask.rebuild_levels(z, job.staging)
+        handles.mask.rebuild_levels(z, digests, job.staging)
     except DamageError as error:
         mask, grids = handles.mask.full, handles.tables.grids
-        for shard in mask.shards.cover(Box.of_slice(z, mask.shape)):
-            box = mask.shards.box(shard)
+        for part in mask.shards.parts(Box.of_slice(z, mask.shape)):
             try:
-                mask.read(box)
+                mask.read_checked(part, digests)
             except DamageError as damage:
-                (block,) = grids.blocks.cover(box)
+                (block,) = grids.blocks.cover(part)
                 handles.tables.disown(block, str(damage))
         return str(error)
     handles.tables.pyramid_key.write((slice(z, z + 1),), key)
@@ -127,12 +127,15 @@ class _Handles:
 def _open(job: Job) -> _Handles:
     volume = Volume(job.volume)
     tables = RunTables(volume, job.name)
+    truth_tables = tables.truth(job.truth) if job.truth else None
+    if truth_tables is not None:
+        _ = truth_tables.all  # opened now: one that is damaged must not be met when something was taken back already
     return _Handles(
         volume=volume,
         mask=volume.label(job.name),
         tables=tables,
         truth=volume.truth(job.truth) if job.truth else None,
-        truth_tables=tables.truth(job.truth) if job.truth else None,
+        truth_tables=truth_tables,
     )
 
 
@@ -357,8 +360,8 @@ class _Block:
         if self.handles.truth is None or digests is None or not digests.any():
             return nullcontext()
         array = self.handles.truth[0].full
-        _, row, column = array.shards.cover(shard).start
-        return CheckedShard(self.handles.volume, array, shard, int(digests[0, row, column]), lost)
+        (index,) = array.shards.cover(shard)
+        return CheckedShard(array, index, int(digests[0, index[1], index[2]]), lost)
 
     def _read_truth(self, part: Box, truth: CheckedShard | None) -> Array | None:
         if truth is None:

@@ -70,13 +70,6 @@ class ShardCodec:
         encoder.add(values, (0, 0))
         return encoder.finish()
 
-    def digest(self, values: Plane) -> int | None:
-        """Return the digest of a shard, (y, x); None where all voxels are the fill value."""
-        digest = Digest(self)
-        for _, chunk in self.cut(values):
-            digest.update(chunk)
-        return digest.value
-
     def read(self, file: FileIO, index: Index, window: Window, out: Plane) -> Iterator[Plane]:
         """Decode the chunks that a window touches, one by one, and copy what lies in the window.
 
@@ -140,20 +133,6 @@ class ShardCodec:
             raise ValueError("its index points beyond its end")
         return index
 
-    def cut(self, values: Plane) -> Iterator[tuple[Side, Plane]]:
-        """Place of each chunk that has voxels, and the chunk, contiguous and filled up; valid until the next one."""
-        rows, columns = map(ceil_div, values.shape, self.chunk)
-        for row, column in product(range(rows), range(columns)):
-            top, left = row * self.chunk[0], column * self.chunk[1]
-            part = values[top : top + self.chunk[0], left : left + self.chunk[1]]
-            if part.shape != self.chunk or not part.flags.c_contiguous or part.dtype != self.dtype:
-                chunk = scratch.array("chunk", self.chunk, self.dtype)
-                if part.shape != self.chunk:
-                    chunk[...] = self.fill
-                chunk[: part.shape[0], : part.shape[1]] = part
-                part = chunk
-            yield (row, column), part
-
     @cached_property
     def chunks(self) -> Side:
         """Number of chunks in a shard, (y, x)."""
@@ -213,7 +192,7 @@ class ShardEncoder:
     def add(self, values: Plane, place: Side) -> None:
         """Encode whole chunks, (y, x), of which the first lies at ``place`` in the shard; they come in C order."""
         codec = self._codec
-        for (row, column), chunk in codec.cut(values):
+        for (row, column), chunk in self._cut(values):
             self._digest.update(chunk)
             encoded = zstd.compress(chunk.data, codec.level, True)
             if encoded != codec.encoded_fill:
@@ -229,12 +208,27 @@ class ShardEncoder:
         index = self._index.tobytes()
         return [*self._parts, index, _checksum(index)], digest
 
+    def _cut(self, values: Plane) -> Iterator[tuple[Side, Plane]]:
+        """Place of each chunk that has voxels, and the chunk, contiguous and filled up; valid until the next one."""
+        codec = self._codec
+        rows, columns = map(ceil_div, values.shape, codec.chunk)
+        for row, column in product(range(rows), range(columns)):
+            top, left = row * codec.chunk[0], column * codec.chunk[1]
+            part = values[top : top + codec.chunk[0], left : left + codec.chunk[1]]
+            if part.shape != codec.chunk or not part.flags.c_contiguous or part.dtype != codec.dtype:
+                chunk = scratch.array("chunk", codec.chunk, codec.dtype)
+                if part.shape != codec.chunk:
+                    chunk[...] = codec.fill
+                chunk[: part.shape[0], : part.shape[1]] = part
+                part = chunk
+            yield (row, column), part
+
 
 @lru_cache(maxsize=64)
 def _fill_digest(codec: ShardCodec, chunks: int) -> int:
     digest = xxhash.xxh3_64()
     for _ in range(chunks):
-        digest.update(np.full(codec.chunk, codec.fill, codec.dtype).data)
+        digest.update(codec.fill_chunk.data)
     return digest.intdigest()
 
 

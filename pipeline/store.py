@@ -9,7 +9,9 @@ that could neither be read nor written again.)
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from pipeline.disk import disk_errors, is_file, raise_refusal, retried, write_file
 from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError
 from pipeline.geometry import Box, Grid, Triple
-from pipeline.shard import Digest, Encoded, ShardCodec, ShardEncoder
+from pipeline.scratch import scratch
+from pipeline.shard import Digest, Encoded, Index, ShardCodec, ShardEncoder
 
-# Measured on the real tile's texture (benchmarks/README.md): chunks of 512 in shards of 4096 cost 1.6 times as much to
-# read and write; lz4 reads 1.5 times as fast but stores 1.5 times as much.
+# Measured on the real tile's texture (benchmarks/README.md): chunks of 512 cost a sixth more for a run and 1.7 times as
+# much to ingest, shards of 4096 gain 2 %; lz4 takes four fifths of the time but stores 1.5 times as much.
 CHUNK: Triple = (1, 1024, 1024)
 SHARD: Triple = (1, 2048, 2048)
 CODEC = ZstdCodec(level=1, checksum=True)
@@ -104,20 +107,62 @@ class ShardedArray:
         DamageError, UnavailableError
             As `read`.
         """
-        with self.open_shard(shard) as opened:
+        with closing(self.open_shard(shard)) as opened:
             opened.read(part, out)
             return opened.digest
 
+    def read_checked(self, part: Box, digests: NDArray[np.uint64]) -> NDArray[Any]:
+        """Read a shard that must be what was recorded, into a buffer of this thread, valid until the next call.
+
+        Parameters
+        ----------
+        part : Box
+            Its voxels.
+        digests : ndarray
+            uint64 (y, x) of the shard grid: those of its slice.
+
+        Raises
+        ------
+        DamageError, UnavailableError
+            As `read` and `check`.
+        """
+        (shard,) = self.shards.cover(part)
+        out = scratch.array("shard", part.shape, self.dtype)
+        self.check(shard, int(digests[shard[1:]]), self.read_shard(shard, part, out))
+        return out
+
     def open_shard(self, shard: Triple) -> OpenShard:
-        """Return a shard that is read chunk after chunk; a context."""
+        """Return a shard that is read chunk after chunk, and closed then."""
         return OpenShard(self, self._codec, shard)
 
     def encoder(self) -> ShardEncoder:
-        """Return what encodes a shard chunk after chunk, for `publish`."""
+        """Return what takes the chunks of a shard, one after another, and encodes them for `publish`."""
         return ShardEncoder(self._codec)
 
     def publish(self, shard: Triple, encoded: Encoded | None, staging: Path) -> int:
-        """Replace a shard, and return its digest; see `write`."""
+        """Replace a shard: stage it as a new file, then rename it into place; one of fill has no file.
+
+        Parameters
+        ----------
+        shard : tuple
+            Its place in the shard grid.
+        encoded : tuple or None
+            What an `encoder` has made of it.
+        staging : Path
+            Folder on the same file system, outside the store. Who removes it stops the write.
+
+        Returns
+        -------
+        int
+            Digest of the shard, ``ALL_FILL`` for one of fill.
+
+        Raises
+        ------
+        StorageError
+            If the disk is full, read-only or not permitted.
+        LockedError
+            If the staging folder is gone: another process has taken over.
+        """
         file = self.shard_file(shard)
         try:
             with disk_errors(self.path):
@@ -133,28 +178,14 @@ class ShardedArray:
             raise LockedError(f"{self.path}: its staging folder was removed; another process has taken over") from error
 
     def write(self, box: Box, values: NDArray[Any], staging: Path) -> NDArray[np.uint64]:
-        """Replace whole shards: stage each as a new file, then rename it into place; all-fill shards have no file.
-
-        Parameters
-        ----------
-        box : Box
-            Voxels, whole shards except at the volume's far edges.
-        values : ndarray
-            Of the box's shape.
-        staging : Path
-            Folder on the same file system, outside the store. Who removes it stops the write.
-
-        Returns
-        -------
-        ndarray
-            Digests of the shards, see `digests`.
+        """Replace the shards of a box of whole shards, (z, y, x); return their digests. See `publish`.
 
         Raises
         ------
-        StorageError
-            If the disk is full, read-only or not permitted.
-        LockedError
-            If the staging folder is gone: another process has taken over.
+        ShapeMismatchError
+            If values or box do not fit.
+        StorageError, LockedError
+            As `publish`.
         """
         if self.shards.round_out(box) != box or values.shape != box.shape:
             raise ShapeMismatchError(f"{self.path}: {box} with values of {values.shape} is no box of whole shards")
@@ -170,34 +201,32 @@ class ShardedArray:
         """Make the shards of a box of whole shards all fill, by removing their files."""
         with disk_errors(self.path):
             for shard in self.shards.cover(box):
-                self.shard_file(shard).unlink(missing_ok=True)
+                file = self.shard_file(shard)
+                retried(partial(file.unlink, missing_ok=True))
 
-    def lost_shard(self, box: Box, digests: NDArray[np.uint64]) -> Path | None:
-        """File of the first shard in a box that was recorded as stored and is gone: it would read as fill, silently.
+    def check(self, shard: Triple, recorded: int, found: int) -> None:
+        """Check that a shard that was read whole is the one that was recorded.
 
         Parameters
         ----------
-        box : Box
-            Voxels.
-        digests : ndarray
-            Recorded digests of the box's slices, (z, y, x) of the shard grid.
-        """
-        for shard in self.shards.cover(box):
-            digest = digests[shard[0] - box.start[0], shard[1], shard[2]]
-            if digest not in (ABSENT, ALL_FILL) and not is_file(self.shard_file(shard)):
-                return self.shard_file(shard)
-        return None
+        shard : tuple
+            Its place in the shard grid.
+        recorded : int
+            Its digest when it was written; ``ABSENT`` where that is not known.
+        found : int
+            Its digest now.
 
-    def digests(self, box: Box, values: NDArray[Any]) -> NDArray[np.uint64]:
-        """Return a digest of the decoded voxels of each shard in a box of whole shards, shape of the shard grid.
-
-        It is ``ALL_FILL`` for a shard that holds only the fill value.
+        Raises
+        ------
+        DamageError
+            If it is lost (which reads as fill, silently), or another one.
         """
-        cells = self.shards.cover(box)
-        digests = np.empty(cells.shape, np.uint64)
-        for shard in cells:
-            digests[_within(shard, cells)] = _recorded(self._codec.digest(self._plane(shard, box, values)))
-        return digests
+        if recorded in (ABSENT, found):
+            return
+        file = self.shard_file(shard)
+        lost = found == ALL_FILL and not is_file(file)
+        what = "is missing" if lost else "has other voxels than were recorded"
+        raise DamageError(f"{self.path}: shard {file.relative_to(self.path)} {what}; restore it from a copy")
 
     def shard_file(self, shard: Triple) -> Path:
         """File of one shard, by its place in the shard grid."""
@@ -207,8 +236,8 @@ class ShardedArray:
         array = open_array(self.path)
         self.shape: Triple = array.shape
         self.dtype: np.dtype[Any] = array.dtype
-        self.fill: int = int(array.fill_value)
         self._codec = _shard_codec(self.path, array)
+        self.fill: int = self._codec.fill
         self.shards = Grid(self.shape, (1, *self._codec.shard))
         self.chunks = Grid(self.shape, (1, *self._codec.chunk))
 
@@ -226,15 +255,13 @@ class OpenShard:
         self._path, self._start = array.shard_file(shard), array.shards.box(shard).start
         self._digest = Digest(codec)
         self._missing = False
+        self._opened: tuple[FileIO, Index] | None = None
 
-    def __enter__(self) -> OpenShard:
-        self._file: FileIO | None = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def close(self) -> None:
+        """Close its file."""
+        if self._opened is not None:
+            self._opened[0].close()
+            self._opened = None
 
     @property
     def digest(self) -> int:
@@ -266,15 +293,21 @@ class OpenShard:
     def _read(self, window: tuple[slice, slice], plane: NDArray[Any]) -> None:
         digest = self._digest.copy()
         try:
-            if self._file is None:
-                self._file = self._path.open("rb", buffering=0)
-                self._index = self._codec.read_index(self._file)
-            for chunk in self._codec.read(self._file, self._index, window, plane):
+            file, index = self._opened = self._opened or self._open()
+            for chunk in self._codec.read(file, index, window, plane):
                 digest.update(chunk)
         except OSError:  # it may be asked again, and is opened anew
-            self.__exit__()
+            self.close()
             raise
         self._digest = digest
+
+    def _open(self) -> tuple[FileIO, Index]:
+        file = self._path.open("rb", buffering=0)
+        try:
+            return file, self._codec.read_index(file)
+        except BaseException:
+            file.close()
+            raise
 
 
 def _within(shard: Triple, cells: Box) -> Triple:
@@ -285,16 +318,19 @@ def _within(shard: Triple, cells: Box) -> Triple:
 def _shard_codec(path: Path, array: Any) -> ShardCodec:
     """How an array stores its shards; refused where that is not as `create_array` has it."""
     metadata = array.metadata.to_dict()
-    shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    how = metadata["codecs"][0].get("configuration", {})
-    chunk = how.get("chunk_shape", ())
-    names = [[codec["name"] for codec in how.get(chain, ())] for chain in ("codecs", "index_codecs")]
-    if names != [["bytes", "zstd"], ["bytes", "crc32c"]] or how["index_location"] != "end" or shard[0] != 1:
+    sharding: dict[str, Any] = next((codec.get("configuration", {}) for codec in metadata.get("codecs", ())), {})
+    names = [codec_names(sharding.get(chain, ())) for chain in ("codecs", "index_codecs")]
+    if names != [["bytes", "zstd"], ["bytes", "crc32c"]] or sharding["index_location"] != "end" or array.shards[0] != 1:
         raise DamageError(f"{path}: is not stored as kesm stores images and labels; restore it from a copy")
-    level = int(how["codecs"][1]["configuration"]["level"])
-    return ShardCodec(
-        tuple(shard[1:]), tuple(chunk[1:]), array.dtype.newbyteorder("<").str, int(array.fill_value), level
-    )
+    level = int(sharding["codecs"][1]["configuration"]["level"])
+    (_, *shard), (_, *chunk) = array.shards, array.chunks
+    return ShardCodec(tuple(shard), tuple(chunk), array.dtype.newbyteorder("<").str, int(array.fill_value), level)
+
+
+def codec_names(codecs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of codecs as metadata list them; one whose numbers are big endian is none of ours."""
+    big = [codec for codec in codecs if codec.get("configuration", {}).get("endian") == "big"]
+    return [] if big else [codec["name"] for codec in codecs]
 
 
 def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -324,7 +360,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def sweep_partial(folder: Path) -> None:
-    """Remove the files that zarr had not yet renamed into place when its process was killed."""
+    """Remove the files that were not yet renamed into place when their process was killed."""
     for left in folder.rglob("*.partial"):
         left.unlink(missing_ok=True)
 

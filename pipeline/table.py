@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.disk import disk_errors, is_file, raise_refusal, retried, write_file
 from pipeline.errors import DamageError, ShapeMismatchError
 from pipeline.geometry import ceil_div
-from pipeline.store import CODEC, create_array, open_array
+from pipeline.store import CODEC, codec_names, create_array, open_array
 
 
 class Table:
@@ -110,6 +111,7 @@ class Table:
                 chunk = np.full(self._chunks, self._fill, self._stored_dtype)
                 chunk[inside] = whole[place]
                 encoded = zstd.compress(chunk.data.cast("B"), CODEC.level, CODEC.checksum)
+                retried(partial(file.parent.mkdir, parents=True, exist_ok=True))
                 write_file(file, [encoded], file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial"))
 
     def resize(self, slices: int) -> None:
@@ -120,6 +122,8 @@ class Table:
 
     def _open(self) -> None:
         array = open_array(self.path)
+        if codec_names(array.metadata.to_dict().get("codecs", ())) != ["bytes", "zstd"]:
+            raise DamageError(f"{self.path}: is not stored as kesm stores tables; restore it from a copy")
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
         self._chunks: tuple[int, ...] = array.chunks

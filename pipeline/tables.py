@@ -295,9 +295,9 @@ def resize_volume(volume: Volume, slices: int) -> None:
 def settle(volume: Volume) -> None:
     """Complete a change of the number of slices that was cut off: the image decides."""
     lengths = {RunTables(volume, name).status.shape[0] for name in run_names(volume)}
-    lengths |= {volume.label(name).full.shape[0] for name in volume.labels()}
+    lengths |= {volume.label(info.name).full.shape[0] for info in volume.own_labels()}
     lengths |= volume.slices.lengths()
-    for info in volume.labels().values():
+    for info in volume.own_labels():
         lengths |= volume.truth(info.name)[1].lengths() if info.kind == "truth" else set()
     if lengths - {volume.shape[0]}:
         resize_volume(volume, volume.shape[0])

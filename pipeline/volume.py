@@ -13,20 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.disk import disk_errors, is_file
+from pipeline.disk import disk_errors
 from pipeline.errors import (
-    DamageError,
     ExistsError,
     MissingInputError,
     NotAVolumeError,
 )
-from pipeline.geometry import Box, Triple
+from pipeline.geometry import Triple
 from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.ledger import Ledger
 from pipeline.lock import locked
 from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
-from pipeline.store import ABSENT, ALL_FILL, ShardedArray, create_document, read_document
+from pipeline.store import create_document, read_document
 
 FORMAT_VERSION = 2  # 1 had digests of shards in another order of voxels
 LOCK_WAIT_S = 10.0
@@ -144,6 +143,10 @@ class Volume:
         """Every label by name: truths and masks."""
         return {name: self._label_info(name) for name in self._label_names()}
 
+    def own_labels(self) -> list[LabelInfo]:
+        """Truths and masks: those of other programs may be stored in any way, and are left as they are."""
+        return [label for label in self.labels().values() if label.kind in ("truth", "mask")]
+
     def label(self, name: str) -> Pyramid:
         """Label image of this name.
 
@@ -225,7 +228,7 @@ class Volume:
             If another process holds it for longer than ten seconds.
         """
         with locked(beside(self.path, "lock"), f"{self.path}: another process is changing it", LOCK_WAIT_S):
-            # What zarr had not yet renamed into place when a process was killed; only who holds the lock writes there.
+            # What was not yet renamed into place when a process was killed; only who holds the lock writes there.
             for folder in ("", "[0-9]*", "labels", "labels/*/[0-9]*", "slices/**"):
                 for left in self.path.glob(f"{folder}/*.partial".lstrip("/")):
                     left.unlink(missing_ok=True)
@@ -236,42 +239,13 @@ class Volume:
         shrinking = slices < self.shape[0]
         if shrinking:
             self.image.resize(slices)
-        for info in self.labels().values():
+        for info in self.own_labels():
             self.label(info.name).resize(slices)
             if info.kind == "truth":
                 self.truth(info.name)[1].resize(slices)
         self.slices.resize(slices)
         if not shrinking:
             self.image.resize(slices)
-
-    def check_shard(self, array: ShardedArray, part: Box, recorded: int, found: int) -> None:
-        """Check that the voxels of a shard are those that were recorded.
-
-        Parameters
-        ----------
-        array : ShardedArray
-            One of the volume's.
-        part : Box
-            Voxels that were read; only where they are the whole shard can its digest be checked.
-        recorded : int
-            Digest of the shard; ``ABSENT`` where nothing is known of it.
-        found : int
-            Digest of what was read.
-
-        Raises
-        ------
-        DamageError
-            If the shard is lost (which reads as fill, silently), or another one.
-        """
-        if recorded in (ABSENT, found):
-            return
-        (shard,) = array.shards.cover(part)
-        file = array.shard_file(shard)
-        name = f"{self.path}: shard {file.relative_to(self.path)}"
-        if found == ALL_FILL and not is_file(file):
-            raise DamageError(f"{name} is missing; restore it from a copy")
-        if part == array.shards.box(shard):
-            raise DamageError(f"{name} has other voxels than were recorded; restore it from a copy")
 
     def _label_names(self) -> list[str]:
         """Names of the labels that are listed and there: one that is being made is not yet, a removed one no more."""

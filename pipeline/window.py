@@ -24,21 +24,6 @@ class Lost:
     parts: list[tuple[Box, str]] = field(default_factory=list)
     _silent: int = 0
 
-    def read(self, volume: Volume, array: ShardedArray, part: Box, recorded: int, out: NDArray[Any]) -> None:
-        """Read a part of one shard, and check it against its record; what is lost is noted, and 0 in ``out``.
-
-        Raises
-        ------
-        UnavailableError
-            If more than ``SILENT_FILES`` shards have not answered.
-        """
-        (shard,) = array.shards.cover(part)
-        try:
-            volume.check_shard(array, part, recorded, array.read_shard(shard, part, out))
-        except (DamageError, UnavailableError) as error:
-            self.note(part, error)
-            out[...] = 0
-
     def note(self, part: Box, error: PipelineError) -> None:
         """Note voxels that are lost; more than a few that are so because nobody answers are an error."""
         self._silent += isinstance(error, UnavailableError)
@@ -50,40 +35,37 @@ class Lost:
 class CheckedShard:
     """One shard that is read chunk after chunk, each when it is needed, and checked against its record in the end.
 
-    A context. If a chunk cannot be read, or the shard is not what it was, all of it is noted as lost; what could not be
-    read is 0.
+    If a chunk cannot be read, or the shard is not what was recorded, all of it is noted as lost; what could not be read
+    is 0.
     """
 
-    def __init__(self, volume: Volume, array: ShardedArray, part: Box, recorded: int, lost: Lost) -> None:
-        self._volume, self._array, self._part, self._recorded, self._lost = volume, array, part, recorded, lost
-        (shard,) = array.shards.cover(part)
+    def __init__(self, array: ShardedArray, shard: Triple, recorded: int, lost: Lost) -> None:
+        self._array, self._shard, self._recorded, self._lost = array, shard, recorded, lost
         self._opened = array.open_shard(shard)
         self._right = True
 
     def __enter__(self) -> CheckedShard:
-        self._opened.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._opened.__exit__()
-        if kind is None and self._right:
-            self._attempt(
-                lambda: self._volume.check_shard(self._array, self._part, self._recorded, self._opened.digest)
-            )
+        self._opened.close()
+        if kind is None:
+            self._attempt(lambda: self._array.check(self._shard, self._recorded, self._opened.digest))
 
     def read(self, part: Box, out: NDArray[Any]) -> None:
-        """Read some of its chunks; all of them in C order."""
-        if self._right:
-            self._attempt(lambda: self._opened.read(part, out))
+        """Read some of its chunks; all of them in C order before it is left."""
+        self._attempt(lambda: self._opened.read(part, out))
         if not self._right:
             out[...] = 0
 
     def _attempt(self, step: Callable[[], None]) -> None:
+        if not self._right:
+            return
         try:
             step()
         except (DamageError, UnavailableError) as error:
             self._right = False
-            self._lost.note(self._part, error)
+            self._lost.note(self._array.shards.box(self._shard), error)
 
 
 @dataclass(slots=True)
@@ -132,14 +114,19 @@ class Window:
 
     def _load(self, array: ShardedArray, shard: Triple) -> None:
         middle = len(self.planes) // 2
-        inside = array.shards.box(shard) & self.box
+        whole = array.shards.box(shard)
+        inside = whole & self.box
         _, rows, columns = inside.relative_to(self.box.start).slices
         for position, z in enumerate(self.planes):
             out = self.values[position : position + 1, rows, columns]
             before = self.planes.index(z)
             if before < position:
                 out[...] = self.values[before : before + 1, rows, columns]
-            else:
-                offset = z - self.planes[middle]
-                recorded = int(self.digests[middle + offset, shard[1], shard[2]])
-                self.lost.read(self.volume, array, inside.moved(offset), recorded, out)
+                continue
+            recorded = int(self.digests[middle + z - self.planes[middle], shard[1], shard[2]])
+            # A shard of which only the edge is needed is read whole all the same: else it could not be checked.
+            values = out if inside == whole else scratch.array("neighbour", whole.shape, array.dtype)
+            with CheckedShard(array, (z, *shard[1:]), recorded, self.lost) as opened:
+                opened.read(array.shards.box((z, *shard[1:])), values)
+            if values is not out:
+                out[...] = values[inside.relative_to(whole.start).slices]

@@ -312,7 +312,7 @@ def assert_same_run(path: Path, name: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "ask", "reason"),
-    [(remove, kesm_process, "shard 0/c/1/0/0 is missing"), (flip, kesm, "shard c/1/0/0 cannot be decoded")],
+    [(remove, kesm_process, "shard c/1/0/0 is missing"), (flip, kesm, "shard c/1/0/0 cannot be decoded")],
 )
 def test_damaged_shard_is_named_the_rest_is_done_and_what_is_mended_is_done_later(brain, damage, ask, reason):
     words = ("run", brain, "--truth", "groundtruth", "--json")

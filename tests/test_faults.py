@@ -13,15 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from pipeline import disk
-from pipeline.errors import StorageError, UnavailableError
+from pipeline.config import Recipe
+from pipeline.errors import DamageError, StorageError, UnavailableError
 from pipeline.geometry import Box
 from pipeline.ledger import Ledger
+from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.shard import ShardCodec
-from pipeline.tables import RunTables
+from pipeline.tables import RunTables, resize_volume
 from pipeline.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.crashing import assert_same_arrays
@@ -183,7 +186,7 @@ def test_failed_comparison_is_told_of_its_truth_only(volume: Volume) -> None:
     for truth in ("other", None):
         assert list(run(run_config(volume, truth=truth)).failures) == []
     ((_, reason),) = summarise(volume, "otsu", "groundtruth").failures
-    assert "labels/groundtruth/0/c/0/0/0 is missing" in reason
+    assert "labels/groundtruth/0: shard c/0/0/0 is missing" in reason
     shard.write_bytes(content)
     assert list(run(run_config(volume)).failures) == []
 
@@ -211,13 +214,50 @@ def test_shard_that_is_another_one_fails_its_tiles(volume: Volume, which: str) -
     assert (bad.tiles.failed, bad.tiles.done) == (4, 8)
     ((box, reason),) = bad.failures
     assert str(box) == "z=0:1,y=0:600,x=0:600"
-    assert f"{array.path.relative_to(volume.path)}/c/0/0/0 has other voxels than were recorded" in reason
+    assert f"{array.path}: shard c/0/0/0 has other voxels than were recorded" in reason
     assert not compared.counts.read()[0].any()
     assert not compared.histogram.read()[0].any()
     assert volume.label("otsu").full.read(Box.of_slice(0, SHAPE)).any() == (which == "truth")
     file.write_bytes(content)
     assert run(run_config(volume)).tiles.failed == 0
     assert_same_arrays(volume.path, "otsu", "reference")
+
+
+def test_edge_of_a_shard_that_is_another_one_is_not_trusted(tmp_path: Path) -> None:
+    shape = (1, 600, 4100)
+    volume = build_volume(tmp_path / "brain.zarr", shape)
+    run(run_config(volume, "reference"))
+    array, part = volume.image.full, Box((0, 0, 2048), (1, 600, 4096))
+    content = array.shard_file((0, 0, 1)).read_bytes()
+    volume.staging.mkdir()
+    array.write(part, 255 - array.read(part), volume.staging)
+    config = run_config(volume, memory=PROCESS_BYTES + task_bytes(volume, Recipe(), smallest_block(volume)),
+                        cluster={"engine": "threads", "threads": 1})  # fmt: skip
+    assert run(config).tiles.failed == 2 * (4 + 1 + 1)  # its own, and those beside it in the next blocks
+    array.shard_file((0, 0, 1)).write_bytes(content)
+    assert run(config).tiles.failed == 0
+    assert_same_arrays(volume.path, "otsu", "reference")
+
+
+def test_label_of_another_program_is_in_nobody_s_way(volume: Volume) -> None:
+    label = volume.path / "labels" / "napari"
+    zarr.create_group(label, zarr_format=3)
+    zarr.create_array(label / "0", shape=(1, 9, 9), dtype="float32", fill_value=None, zarr_format=3)
+    volume.publish_label("napari")
+    RunTables(volume, "otsu").mask_key.write((), 0)
+    assert run(run_config(volume)).tiles.done == 12
+    resize_volume(volume, 4)
+    assert Volume(volume.path).label("otsu").full.shape[0] == 4
+
+
+def test_damaged_table_of_counts_is_met_before_anything_is_taken_back(volume: Volume) -> None:
+    compared = RunTables(volume, "otsu").truth("groundtruth")
+    keys = compared.counts_key.read()
+    RunTables(volume, "otsu").mask_key.write((slice(0, 1),), 0)
+    (compared.histogram.path / "zarr.json").write_text("{")
+    with pytest.raises(DamageError, match="histogram: is missing or cannot be opened"):
+        run(run_config(volume))
+    np.testing.assert_array_equal(compared.counts_key.read(), keys)
 
 
 FEW_FILES = """

@@ -60,7 +60,7 @@ def test_levels_of_whole_slices_must_fit_whatever_the_block(full: Volume) -> Non
 
 
 def test_too_little_memory_is_refused_with_both_numbers(full: Volume) -> None:
-    with pytest.raises(MemoryLimitError, match=r"memory: 0\.41 GB are allowed, 0\.53 GB are needed for 2 tasks"):
+    with pytest.raises(MemoryLimitError, match=r"memory: 0\.41 GB are allowed, 0\.54 GB are needed for 2 tasks"):
         make_plan(run_config(full, truth=None, memory="410MB", cluster={"engine": "threads", "threads": 2}))
 
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.errors import ShapeMismatchError
+from pipeline.errors import DamageError, ShapeMismatchError
 from pipeline.geometry import Box
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label, reduced_levels
+from tests.builders import shard_digests
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -160,8 +161,9 @@ def by_shards(pyramid, image, staging):
     writer = pyramid.writer(whole, staging, with_levels=False)
     for part in reversed(list(pyramid.full.shards.parts(whole))):
         writer.write(part, image[None][part.slices])
-    pyramid.rebuild_levels(0, staging)
-    return pyramid.full.digests(whole, image[None])[0]
+    digests = shard_digests(pyramid.full, whole, image[None])[0]
+    pyramid.rebuild_levels(0, digests, staging)
+    return digests
 
 
 @pytest.mark.parametrize("write", [by_chunks, by_shards, lambda *given: given[0].write_slice(0, *given[1:])],
@@ -179,23 +181,33 @@ def test_levels_are_the_same_however_a_slice_is_written(tmp_path, shape, dtype, 
     expected = [image, *reduced_levels(image, reduce_image)]
     for got, level in zip(stored(pyramid), expected, strict=True):
         np.testing.assert_array_equal(got, level)
-    np.testing.assert_array_equal(digests, pyramid.full.digests(Box((0, 0, 0), shape), image[None])[0])
+    np.testing.assert_array_equal(digests, shard_digests(pyramid.full, Box.of_slice(0, image.shape), image[None])[0])
     assert not any((tmp_path / "staging").iterdir())
 
 
 def test_levels_built_again_replace_what_was_there(tmp_path):
     pyramid = Pyramid.create(tmp_path / "image", (2, 2100, 600), "uint8", 0, reduce_image)
     for z in range(2):
-        pyramid.write_slice(z, noise((2100, 600), "uint8", seed=z), tmp_path / "staging")
+        digests = pyramid.write_slice(z, noise((2100, 600), "uint8", seed=z), tmp_path / "staging")
     expected = stored(pyramid, 1)
     for array in pyramid.levels[1:]:
         array.write(
             Box((1, 0, 0), (2, *array.shape[1:])), np.zeros((1, *array.shape[1:]), np.uint8), tmp_path / "staging"
         )
-    pyramid.rebuild_levels(1, tmp_path / "staging")
+    pyramid.rebuild_levels(1, digests, tmp_path / "staging")
     for got, level in zip(stored(pyramid, 1), expected, strict=True):
         np.testing.assert_array_equal(got, level)
     np.testing.assert_array_equal(stored(pyramid, 0)[0], noise((2100, 600), "uint8", seed=0))
+    with pytest.raises(DamageError, match="shard c/0/0/0 has other voxels than were recorded"):
+        pyramid.rebuild_levels(0, digests, tmp_path / "staging")
+
+
+def test_other_shards_than_were_recorded_are_refused(tmp_path):
+    pyramid = Pyramid.create(tmp_path / "image", (1, 600, 40), "uint8", 0, reduce_image)
+    metadata = tmp_path / "image" / "0" / "zarr.json"
+    metadata.write_text(metadata.read_text().replace("2048", "1024"))
+    with pytest.raises(DamageError, match=r"0: has shards of \(1, 1024, 1024\), not \(1, 2048, 2048\)"):
+        _ = Pyramid(pyramid.path, 2, reduce_image).full
 
 
 def test_levels_of_a_label_keep_its_vessels(tmp_path):
