@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
-import json
 import os
-import re
 import shutil
 import signal
 import struct
@@ -15,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,66 +30,12 @@ from pipeline.phantom import Phantom
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 from tests.builders import build_volume, textured
+from tests.command import KESM, kesm, kesm_process
 from tests.contract import check_document
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
-KESM = Path(sys.executable).with_name("kesm")
 COMMANDS = ("demo", "ingest", "run", "plan", "status", "sync", "verify")
 GREY = (np.add.outer(7 * np.arange(40), np.arange(56)) % 251).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command has answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The JSON object on stdout, where nothing else may be."""
-        document = json.loads(self.out)
-        assert isinstance(document, dict)
-        return document
-
-    @property
-    def message(self) -> str:
-        """The one message about bad input."""
-        assert self.code == 2, self
-        assert self.out == ""
-        assert "Traceback" not in self.err
-        before, _, message = f"\n{self.err}".partition("\nerror: ")
-        assert all(re.match(r"[\w ]+: \d+/\d+, ", line) for line in before.split("\n") if line), before  # progress
-        assert message.endswith("\n"), self.err
-        assert "\nerror: " not in message
-        return message.rstrip("\n")
-
-
-def kesm(*words: object) -> Answer:
-    """Run a command in this process, as its entry point does."""
-    out, err = io.StringIO(), io.StringIO()
-    arguments, handler = sys.argv, signal.getsignal(signal.SIGTERM)
-    sys.argv = ["kesm", *map(str, words)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        sys.argv = arguments
-        signal.signal(signal.SIGTERM, handler)
-    assert isinstance(ended.value.code, int)
-    return Answer(ended.value.code, from_here(out.getvalue()), from_here(err.getvalue()))
-
-
-def kesm_process(*words: object) -> Answer:
-    """Run a command as its users do."""
-    done = subprocess.run([KESM, *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
-    return Answer(done.returncode, from_here(done.stdout), from_here(done.stderr))
-
-
-def from_here(text: str) -> str:
-    """Text with its paths as they were typed; a volume is named by its whole path, wherever the tests run."""
-    return text.replace(f"{Path.cwd()}/", "")
 
 
 def paths(folder: Path) -> set[str]:

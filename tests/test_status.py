@@ -21,8 +21,8 @@ import pytest
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 from tests.builders import build_volume
+from tests.command import kesm
 from tests.contract import check_document
-from tests.test_cli import kesm
 
 PATIENCE_S = 60.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import random
@@ -24,7 +23,6 @@ import tifffile
 import yaml
 from PIL import Image
 
-from pipeline import cli
 from pipeline import sync as sync_module
 from pipeline.arrivals import gather
 from pipeline.configfile import load_config
@@ -37,6 +35,7 @@ from pipeline.sync import Synced, sync
 from pipeline.tables import RunTables, Status, run_lock
 from pipeline.volume import Volume
 from tests.builders import textured
+from tests.command import kesm
 from tests.contract import check_document
 
 SHAPE = (300, 530)  # two tiles a slice, and a second level
@@ -170,30 +169,6 @@ def cut(path: Path) -> bytes:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])
     return whole
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command has answered."""
-
-    code: int
-    out: str
-    err: str
-
-
-def kesm(*words: object) -> Answer:
-    """Run a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    arguments, handler = sys.argv, signal.getsignal(signal.SIGTERM)
-    sys.argv = ["kesm", *map(str, words)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        sys.argv = arguments
-        signal.signal(signal.SIGTERM, handler)
-    assert isinstance(ended.value.code, int)
-    return Answer(ended.value.code, out.getvalue(), err.getvalue())
 
 
 def refusal(lab: Lab) -> str:

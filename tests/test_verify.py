@@ -32,8 +32,9 @@ from pipeline.verify import Verified, slice_bytes, verify, verify_threads
 from pipeline.volume import Volume
 from tests import crashing
 from tests.builders import MAPPING, build_volume, run_config, textured
+from tests.command import kesm
 from tests.contract import check_document
-from tests.test_cli import kesm, read_only
+from tests.test_cli import read_only
 
 SHAPE = (2, 2100, 4200)  # two by three shards: two whole ones, and others cut at the edges and in the corner
 PLACES = {"interior": (0, 0, 1), "edge": (1, 0, 2), "corner": (1, 1, 2)}
