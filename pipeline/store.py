@@ -190,12 +190,11 @@ class ShardedArray:
         if self.shards.round_out(box) != box or values.shape != box.shape:
             raise ShapeMismatchError(f"{self.path}: {box} with values of {values.shape} is no box of whole shards")
         cells = self.shards.cover(box)
-        digests = np.empty(cells.shape, np.uint64)
-        for shard in cells:
-            digests[_within(shard, cells)] = self.publish(
-                shard, self._codec.encode(self._plane(shard, box, values)), staging
-            )
-        return digests
+        planes = (values[part.relative_to(box.start).slices][0] for part in self.shards.parts(box))
+        digests = [
+            self.publish(shard, self._codec.encode(plane), staging) for shard, plane in zip(cells, planes, strict=True)
+        ]
+        return np.array(digests, np.uint64).reshape(cells.shape)
 
     def erase(self, box: Box) -> None:
         """Make the shards of a box of whole shards all fill, by removing their files."""
@@ -240,11 +239,6 @@ class ShardedArray:
         self.fill: int = self._codec.fill
         self.shards = Grid(self.shape, (1, *self._codec.shard))
         self.chunks = Grid(self.shape, (1, *self._codec.chunk))
-
-    def _plane(self, shard: Triple, box: Box, values: NDArray[Any]) -> NDArray[Any]:
-        """Voxels of one shard, (y, x), of the values of a box of whole shards."""
-        plane: NDArray[Any] = values[self.shards.box(shard).relative_to(box.start).slices][0]
-        return plane
 
 
 class OpenShard:
@@ -308,11 +302,6 @@ class OpenShard:
         except BaseException:
             file.close()
             raise
-
-
-def _within(shard: Triple, cells: Box) -> Triple:
-    z, y, x = (index - first for index, first in zip(shard, cells.start, strict=True))
-    return z, y, x
 
 
 def _shard_codec(path: Path, array: Any) -> ShardCodec:
