@@ -25,9 +25,9 @@ from skimage.filters import rank, threshold_otsu
 from sklearn.metrics import confusion_matrix
 from texture import TILE, slice_pair, tile_pair
 
-from pipeline.histogram import binarize, counts_above, joint_histogram, level_counts, otsu_level
+from pipeline.histogram import binarize, counts_above, joint_histogram, level_counts, otsu_level, otsu_levels
 from pipeline.median import median_tile
-from pipeline.tile import TileRule, segment_tile
+from pipeline.tile import TileRule, segment_tiles
 
 Array = NDArray[Any]
 Size = tuple[int, int, int]
@@ -159,9 +159,10 @@ def table_duels(tile: Array, truth: Array) -> Iterator[Duel]:
     yield Duel("joint histogram", "NumPy, histogram", count, binned)
     counts = level_counts(count())
     level = otsu_level(counts)
+    levels_of_tiles = np.array([level])
 
     def cut() -> Array:
-        binarize(tile, level, mask)
+        binarize(tile, TILE, levels_of_tiles, mask)
         return mask
 
     yield Duel("mask", "NumPy", cut, lambda: np.where(tile > level, np.uint8(255), np.uint8(0)))
@@ -176,7 +177,7 @@ def table_duels(tile: Array, truth: Array) -> Iterator[Duel]:
 
         def level_and_mask() -> Array:
             joint_histogram(tile, None, other)
-            binarize(tile, otsu_level(level_counts(other)), mask)
+            binarize(tile, TILE, otsu_levels(other[None]), mask)
             return mask
 
         flags = cv2.THRESH_BINARY | cv2.THRESH_OTSU
@@ -191,11 +192,11 @@ def table_duels(tile: Array, truth: Array) -> Iterator[Duel]:
 def whole_tile() -> Duel:
     """All that is done for one tile, beside SciPy, scikit-image and scikit-learn, which are called as published."""
     image, truth, _ = tile_pair()
-    mask, table = np.empty(image.shape, np.uint8), np.empty((3, 256), np.uint32)
-    rule = TileRule((1, 3, 3), True, otsu_level)
+    mask = np.empty(image.shape, np.uint8)
+    rule = TileRule(TILE, (1, 3, 3), True, otsu_levels, (0, 255))
 
-    def ours() -> tuple[int, int, int, int]:
-        return counts_above(table, segment_tile(image[None], (0, 0), truth, mask, table, rule))
+    def ours() -> Array:
+        return segment_tiles(image[None], (0, 0), truth, mask, rule).counts[0, 0]
 
     def theirs() -> Array:
         matrix: Array = segment_as_published(image, truth)[0]

@@ -29,13 +29,13 @@ from pipeline.shard import ShardEncoder
 from pipeline.store import OpenShard, ShardedArray
 from pipeline.table import Table
 
-# Stage, module or class, and what of it. A tile is thresholded and masked in what `segment_tile` does by itself.
+# Stage, module or class, and what of it. Levels are found in what `segment_tiles` does by itself.
 FUNCTIONS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("read", OpenShard, ("read",)),
     ("median", pipeline.tile, ("median_tile",)),
-    ("histogram", pipeline.tile, ("joint_histogram",)),
-    ("histogram", pipeline.segment, ("rebin",)),
-    ("threshold and mask", pipeline.segment, ("segment_tile", "counts_above")),
+    ("histogram", pipeline.tile, ("joint_histograms", "rebin")),
+    ("threshold and mask", pipeline.segment, ("segment_tiles",)),
+    ("threshold and mask", pipeline.tile, ("binarize", "counts_above_levels")),
     ("levels", SliceWriter, ("reduce", "write_levels")),
     ("write", ShardEncoder, ("add", "finish")),
     ("write", ShardedArray, ("publish",)),

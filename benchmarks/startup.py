@@ -18,23 +18,20 @@ from command import KESM
 from record import parse, save, show
 
 REPEATS = 5
-# The arrays are laid out as in a run: parts of a plane, because Numba compiles for the layout too.
+# The arrays are laid out as in a run, because Numba compiles for the layout too.
 CHILD = """
 import json, time
 begin = time.perf_counter()
 import numpy as np
 import pipeline.plan, pipeline.runs, pipeline.terminal
 from pipeline.config import OtsuThreshold
-from pipeline.histogram import counts_above
 from pipeline.pyramid import reduce_label, reduced_levels
-from pipeline.tile import TileRule, segment_tile
+from pipeline.tile import TileRule, segment_tiles
 imported = time.perf_counter()
-plane = np.random.default_rng(0).integers(256, size=(1, 1024, 1024), dtype=np.uint8)
-truth, mask = plane[0] // 128 * np.uint8(255), np.empty((1024, 1024), np.uint8)
-table = np.empty((3, 256), np.uint32)
-rule = TileRule((1, 3, 3), True, OtsuThreshold().level)
-level = segment_tile(plane, (512, 512), truth[512:, 512:], mask[512:, 512:], table, rule)
-counts_above(table, level)
+plane = np.random.default_rng(0).integers(256, size=(1, 2048, 2048), dtype=np.uint8)
+truth, mask = plane[0, :1024, :1024] // 128 * np.uint8(255), np.empty((1024, 1024), np.uint8)
+rule = TileRule(512, (1, 3, 3), True, OtsuThreshold().levels, (0, 255))
+segment_tiles(plane, (512, 512), truth, mask, rule)
 list(reduced_levels(mask, reduce_label))
 print(json.dumps([imported - begin, time.perf_counter() - imported]))
 """

@@ -31,7 +31,7 @@ class Run:
         self.tables = tables = RunTables(volume, name)
         self.pyramid_key = tables.pyramid_key
         self.kind = Kind(volume.label(name), Path("labels") / name, MASK_VALUES, name)
-        self.level = Recipe.model_validate(tables.recipe).threshold.level
+        self.threshold = Recipe.model_validate(tables.recipe).threshold
         # Of 16 bits, tables of 256 bins tell no level.
         self.resolves_levels = volume.dtype.itemsize == 1
         self.truths = [truth for truth in tables.truths() if truth in volume.labels()]
@@ -231,7 +231,7 @@ class RunSlice(Part):
             map(tuple, np.argwhere(fits & self._usable["threshold"][where])) if self.source.resolves_levels else ()
         ):
             table, level = histogram[tile], self._of("threshold", block)[tile]
-            levelled[tile] = level == self.source.level(table.sum(axis=0, dtype=np.int64))
+            levelled[tile] = level == self.source.threshold.levels(table[None])[0]
             fits[tile] &= not levelled[tile] or counts_above(table, level) == tuple(counts[tile])
         self._differ(f"{folder}/histogram", block, made & ~fits, lambda _: "does not give the counts of mask and truth")
         self._differ("threshold", block, fits & ~levelled, lambda _: "is not the level that the histogram gives")

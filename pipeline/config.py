@@ -25,7 +25,7 @@ from pydantic import (
 
 from pipeline.errors import ConfigError, RegionError
 from pipeline.geometry import Box, Triple
-from pipeline.histogram import otsu_level
+from pipeline.histogram import otsu_levels
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 TAGS = {"denoise": ("method", "median"), "threshold": ("method", "otsu"), "cluster": ("engine", "threads")}
@@ -103,9 +103,9 @@ class OtsuThreshold(Frozen):
         """Whether the method makes sense for an image whose highest level is ``top``."""
         return True
 
-    def level(self, counts: NDArray[np.integer[Any]]) -> float:
-        """Level of a histogram, on its own scale."""
-        return float(otsu_level(counts))
+    def levels(self, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
+        """Level of each of some joint tables, (tiles, 3, levels), on their own scale."""
+        return otsu_levels(tables)
 
 
 class FixedThreshold(Frozen):
@@ -119,9 +119,9 @@ class FixedThreshold(Frozen):
         """Whether the level exists in an image whose highest level is ``top``."""
         return self.level_value <= top
 
-    def level(self, counts: NDArray[np.integer[Any]]) -> float:  # noqa: ARG002
-        """Level of any histogram: the one that was given."""
-        return self.level_value
+    def levels(self, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
+        """Level of each of some joint tables: the one that was given."""
+        return np.full(len(tables), self.level_value)
 
 
 Denoise = Annotated[NoDenoise | MedianDenoise, Field(discriminator="method"), _of_kind("denoise")]

@@ -10,7 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from pipeline.errors import StorageError, UnavailableError
+from pipeline.scratch import scratch
 
 Result = TypeVar("Result")
 
@@ -53,6 +56,19 @@ def is_file(path: Path) -> bool:
     return True
 
 
+def read_file(path: Path, buffer: str) -> memoryview:
+    """Return the bytes of a file, in the `scratch` buffer of this name."""
+    with path.open("rb", buffering=0) as file:
+        data = scratch.array(buffer, (os.fstat(file.fileno()).st_size,), np.uint8).data
+        done = 0
+        while done < len(data):  # the system may give less than it is asked for
+            got = file.readinto(data[done:])
+            if not got:
+                raise ValueError("it ends too early")
+            done += got
+    return data
+
+
 def write_file(path: Path, parts: Sequence[bytes], staged: Path) -> None:
     """Write a file under another name and move it over its own, so that a reader meets the old one or the new one."""
 
@@ -61,9 +77,13 @@ def write_file(path: Path, parts: Sequence[bytes], staged: Path) -> None:
             file.writelines(parts)
 
     try:
-        retried(write)  # first: who has lost the folder for it must not make others
-        retried(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        rename(staged, path)
+        retried(write)
+        try:
+            rename(staged, path)
+        except FileNotFoundError:
+            staged.stat()  # who has lost the folder for it must not make others
+            retried(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+            rename(staged, path)
     except BaseException:
         with suppress(OSError):
             staged.unlink()

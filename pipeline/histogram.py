@@ -50,29 +50,85 @@ def joint_histogram(tile: NDArray[Any], truth: NDArray[np.uint8] | None, table: 
     ShapeMismatchError
         The truth has not the shape of the tile, or the table not the levels of its dtype.
     """
-    if truth is not None and truth.shape != tile.shape:
-        raise ShapeMismatchError(f"truth: got shape {truth.shape}, the tile has {tile.shape}")
-    levels = 1 << 8 * tile.dtype.itemsize
-    if table.shape != (3, levels):
-        raise ShapeMismatchError(f"table: got shape {table.shape}, {tile.dtype} needs {(3, levels)}")
+    joint_histograms(tile, truth, max(1, *tile.shape), 0, table[None])
+
+
+def joint_histograms(
+    plane: NDArray[Any], truth: NDArray[np.uint8] | None, side: int, first: int, tables: NDArray[np.uint32]
+) -> None:
+    """Count the voxels of some of the tiles that a plane is cut into, by grey level and truth.
+
+    Parameters
+    ----------
+    plane, truth
+        As `joint_histogram`; copied, unless C-contiguous.
+    side
+        Of a tile, in voxels; those at the far edges may be smaller.
+    first
+        Number of the first tile, in C order.
+    tables
+        Output, ``(tiles, 3, levels)`` uint32, C-contiguous, overwritten: one for each of the tiles from there on.
+
+    Raises
+    ------
+    ShapeMismatchError
+        As `joint_histogram`; or there are fewer tiles.
+    """
+    if not 0 <= first <= first + len(tables) <= count_tiles(plane.shape, side):
+        raise ShapeMismatchError(f"tables: got {len(tables)} from tile {first}, the plane {plane.shape} has fewer")
+    if truth is not None and truth.shape != plane.shape:
+        raise ShapeMismatchError(f"truth: got shape {truth.shape}, the tile has {plane.shape}")
+    levels = 1 << 8 * plane.dtype.itemsize
+    if tables.shape[1:] != (3, levels):
+        raise ShapeMismatchError(f"table: got shape {tables.shape[1:]}, {plane.dtype} needs {(3, levels)}")
+    plane = np.ascontiguousarray(plane)
+    truth = None if truth is None else np.ascontiguousarray(truth)
     if levels == 256:
-        words, rest = (None, None) if truth is None else _words_and_rest(truth)
-        pairs = scratch.array("pairs", (256 * 256,), np.uint32)
-        _count_uint8(np.ascontiguousarray(tile).reshape(-1), words, rest, pairs, table)
+        _count_tiles_uint8(plane, truth, side, first, scratch.array("pairs", (256 * 256,), np.uint32), tables)
     else:
-        _count_uint16(tile, truth, table)
+        _count_tiles_uint16(plane, truth, side, first, tables)
 
 
-def _words_and_rest(truth: NDArray[np.uint8]) -> tuple[Words, NDArray[np.uint8]]:
-    """Truth in words of eight voxels, as these follow each other in a tile, and what is left after the last word."""
-    if truth.size and truth.strides[1] == 1 and truth.shape[1] % 8 == 0:  # in place: a copy would take 0.02 ms
-        words = truth.view(np.uint64)
-        if words.flags.aligned:
-            return words, truth[:0, 0]
-    flat = scratch.array("flat truth", (truth.size,), np.uint8)
-    flat.reshape(truth.shape)[...] = truth
-    whole = truth.size // 8 * 8
-    return flat[:whole].view(np.uint64)[None], flat[whole:]
+def count_tiles(shape: tuple[int, ...], side: int) -> int:
+    """Number of tiles that a plane, (y, x), is cut into; an empty one is a tile of nothing."""
+    return max(1, -(-shape[0] // side)) * max(1, -(-shape[1] // side))
+
+
+@kernel
+def tile_bounds(number: int, shape: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """Voxels ``top:bottom, left:right`` of one of the tiles that a plane is cut into, which are numbered in C order."""
+    columns = max(1, -(-shape[1] // side))
+    top, left = number // columns * side, number % columns * side
+    return top, min(top + side, shape[0]), left, min(left + side, shape[1])
+
+
+@kernel
+def _count_tiles_uint8(
+    plane: Voxels, truth: NDArray[np.uint8] | None, side: int, first: int, pairs: Table, tables: Table
+) -> None:
+    for index in range(tables.shape[0]):
+        bounds = tile_bounds(first + index, plane.shape, side)
+        words, rest = _words_and_rest(plane, bounds)
+        if truth is None:
+            _count_uint8(words, rest, None, None, pairs, tables[index])
+        else:
+            label_words, label_rest = _words_and_rest(truth, bounds)
+            _count_uint8(words, rest, label_words, label_rest, pairs, tables[index])
+
+
+@kernel
+def _words_and_rest(plane: Voxels, bounds: tuple[int, int, int, int]) -> tuple[Words, Voxels]:
+    """Voxels of a tile in words of eight, as these follow each other, and what is left after the last word."""
+    top, bottom, left, right = bounds
+    height, width = bottom - top, right - left
+    if width and (plane.shape[1] | left | width) % 8 == 0:  # in place: a copy would take 0.02 ms
+        return plane.view(np.uint64)[top:bottom, left // 8 : right // 8], plane.reshape(-1)[:0]
+    flat = np.empty(height * width, np.uint8)
+    for y in range(height):
+        for x in range(width):
+            flat[y * width + x] = plane[top + y, left + x]
+    whole = flat.size // 8
+    return flat[: 8 * whole].view(np.uint64).reshape(1, whole)[:1, :whole], flat[8 * whole :]
 
 
 @kernel
@@ -85,23 +141,23 @@ def _row_starts(levels: int) -> NDArray[np.uint32]:
 
 @kernel
 def _count_uint8(
-    voxels: Voxels, label_words: Words | None, label_rest: NDArray[np.uint8] | None, pairs: Table, table: Table
+    words: Words, rest: Voxels, label_words: Words | None, label_rest: Voxels | None, pairs: Table, table: Table
 ) -> None:
     # One counter is stored in a cycle, and that is the limit. So most voxels are counted in pairs of neighbours, which
     # are alike: the counters in use fit into the L1 cache. Levels of noise do not, and take as long as one by one.
-    whole, usual, starts, flat = voxels.size // 8 * 8, UNLABELLED, _row_starts(256), table.reshape(-1)
-    words = voxels[:whole].view(np.uint64)
+    usual, starts, flat = UNLABELLED, _row_starts(256), table.reshape(-1)
     pairs[:] = 0
     flat[:] = 0
     if label_words is None:
-        for word in words:
-            _count_pairs(word, pairs)
+        for y in range(words.shape[0]):
+            for x in range(words.shape[1]):
+                _count_pairs(words[y, x], pairs)
     else:
         usual = _usual_row(label_words)
         _count_labelled(words, label_words, usual, pairs, table)
-    for at in range(whole, voxels.size):
-        label = TRUTH_UNLABELLED if label_rest is None else label_rest[at - whole]
-        flat[starts[label] + voxels[at]] += 1
+    for at in range(rest.size):
+        label = TRUTH_UNLABELLED if label_rest is None else label_rest[at]
+        flat[starts[label] + rest[at]] += 1
     for second in range(256):
         total = np.uint32(0)
         for first in range(256):  # of two neighbours, in the lower byte
@@ -117,11 +173,9 @@ def _count_labelled(words: Words, label_words: Words, usual: int, pairs: Table, 
     # Neighbours are often equal, and adding to the counter just stored waits for that store: hence four tables in turn.
     singles, starts = np.zeros((4, 3 * 256), np.uint32), _row_starts(256)
     usual_word = _usual_word(usual)
-    index = np.uint64(0)
     for y in range(label_words.shape[0]):
         for x in range(label_words.shape[1]):
-            word, labels = words[index], label_words[y, x]
-            index += np.uint64(1)
+            word, labels = words[y, x], label_words[y, x]
             if labels == usual_word:
                 _count_pairs(word, pairs)
             else:
@@ -162,13 +216,16 @@ def _usual_word(row: int) -> Any:
 
 
 @kernel
-def _count_uint16(tile: Voxels, truth: NDArray[np.uint8] | None, table: Table) -> None:
-    starts, flat = _row_starts(65536), table.reshape(-1)
-    flat[:] = 0
-    for y in range(tile.shape[0]):
-        for x in range(tile.shape[1]):
-            start = starts[TRUTH_UNLABELLED if truth is None else truth[y, x]]
-            flat[np.uint64(start) + np.uint64(tile[y, x])] += 1
+def _count_tiles_uint16(plane: Voxels, truth: NDArray[np.uint8] | None, side: int, first: int, tables: Table) -> None:
+    starts = _row_starts(65536)
+    for index in range(tables.shape[0]):
+        top, bottom, left, right = tile_bounds(first + index, plane.shape, side)
+        flat = tables[index].reshape(-1)
+        flat[:] = 0
+        for y in range(top, bottom):
+            for x in range(left, right):
+                start = starts[TRUTH_UNLABELLED if truth is None else truth[y, x]]
+                flat[np.uint64(start) + np.uint64(plane[y, x])] += 1
 
 
 @kernel
@@ -249,6 +306,15 @@ def otsu_level(counts: NDArray[Any]) -> float:
 
 
 @kernel
+def otsu_levels(tables: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """Otsu's level of each of some joint tables, ``(tiles, 3, levels)``; see `otsu_level`."""
+    levels = np.empty(tables.shape[0])
+    for index in range(levels.size):
+        levels[index] = otsu_level(level_counts(tables[index]))
+    return levels
+
+
+@kernel
 def counts_above(table: NDArray[Any], level: float) -> tuple[int, int, int, int]:
     """Compare the mask ``> level`` with the truth, from the joint table alone.
 
@@ -275,77 +341,95 @@ def counts_above(table: NDArray[Any], level: float) -> tuple[int, int, int, int]
     return tp, fp, fn, tn
 
 
-def binarize(tile: NDArray[Any], level: float, out: NDArray[np.uint8]) -> None:
-    """Write 255 where a tile is above a level and 0 elsewhere.
+@kernel
+def counts_above_levels(tables: NDArray[Any], levels: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Compare each of some joint tables, ``(tiles, 3, levels)``, at its level; ``(tiles, 4)``, see `counts_above`."""
+    counts = np.empty((levels.size, 4), np.int64)
+    for index in range(levels.size):
+        counts[index] = counts_above(tables[index], levels[index])
+    return counts
+
+
+def binarize(plane: NDArray[Any], side: int, levels: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
+    """Write 255 where a tile is above its level and 0 elsewhere, for all tiles that a plane is cut into.
 
     Parameters
     ----------
-    tile
-        ``(h, w)`` uint8 or uint16.
-    level
-        Grey level, as precise as float64 is; NaN gives an empty mask.
+    plane
+        ``(h, w)`` uint8 or uint16; copied, unless C-contiguous.
+    side
+        Of a tile, in voxels.
+    levels
+        ``(tiles,)`` float64 grey levels, in C order; NaN gives an empty mask.
     out
-        Output, ``(h, w)`` uint8; may be a part of a larger array.
+        Output, ``(h, w)`` uint8; through a copy, unless it is C-contiguous.
 
     Raises
     ------
     ShapeMismatchError
-        The output has not the shape of the tile.
+        The output has not the shape of the plane, or the levels are not those of its tiles.
     """
-    if out.shape != tile.shape:
-        raise ShapeMismatchError(f"out: got shape {out.shape}, the tile has {tile.shape}")
-    if level < 0:
-        out[...] = 255
-    elif level < (1 << 8 * tile.itemsize) - 1:
-        # Of integers, v > level where v > floor(level); both of one type, because only then the loop vectorises.
-        _binarize(tile, tile.dtype.type(level), out)
-    else:  # NaN comes here
-        out[...] = 0
+    tiles = count_tiles(plane.shape, side)
+    if out.shape != plane.shape or levels.shape != (tiles,):
+        raise ShapeMismatchError(
+            f"out: got shape {out.shape}, the plane has {plane.shape} and {tiles} tiles, the levels {levels.shape}"
+        )
+    target = out if out.flags.c_contiguous else np.empty(out.shape, np.uint8)
+    _binarize(np.ascontiguousarray(plane), side, levels, 1 << 8 * plane.itemsize, target)
+    if target is not out:
+        out[...] = target
 
 
 @kernel
-def _binarize(tile: NDArray[Any], level: Any, out: NDArray[np.uint8]) -> None:
-    height, width = tile.shape
-    for y in range(height):
-        for x in range(width):
-            out[y, x] = 255 if tile[y, x] > level else 0
+def _binarize(plane: Voxels, side: int, levels: NDArray[np.float64], end: int, out: NDArray[np.uint8]) -> None:
+    voxels, flat = plane.reshape(-1), out.reshape(-1)
+    for index in range(levels.size):
+        # Of integers, v > level where v > floor(level); both of one type, because only then the loop vectorises.
+        level = levels[index]
+        floor = plane.dtype.type(end - 1 if np.isnan(level) else min(max(level, 0), end - 1))
+        below = np.uint8(255) if level < 0 else np.uint8(0)
+        top, bottom, left, right = tile_bounds(index, plane.shape, side)
+        for y in range(top, bottom):
+            begin = np.uint64(y * plane.shape[1] + left)
+            for x in range(np.uint64(right - left)):
+                flat[begin + x] = np.uint8(255) if voxels[begin + x] > floor else below
 
 
-def rebin(table: NDArray[np.uint32], window: tuple[int, int], out: NDArray[np.uint32]) -> None:
-    """Narrow the table of a 16-bit tile to the 256 bins that are stored.
+def rebin(tables: NDArray[np.uint32], window: tuple[int, int], out: NDArray[np.uint32]) -> None:
+    """Narrow the tables of 16-bit tiles to the 256 bins that are stored.
 
     Parameters
     ----------
-    table
-        ``(3, levels)`` uint32.
+    tables
+        ``(tiles, 3, levels)`` uint32.
     window
         First and last grey level of the bins, both included; the outermost bins also take what lies beyond.
     out
-        Output, ``(3, 256)`` uint32. Level v counts in bin ``clip((v - low) * 256 // (high - low + 1), 0, 255)``;
-        a table that has 256 levels already is copied as it is.
+        Output, ``(tiles, 3, 256)`` uint32. Level v counts in bin ``clip((v - low) * 256 // (high - low + 1), 0, 255)``;
+        tables that have 256 levels already are copied as they are.
 
     Raises
     ------
     ShapeMismatchError
-        The output has not 256 levels.
+        The output has not 256 levels, or another number of tiles.
     ValueError
         The window is empty.
     """
     low, high = window
-    if out.shape != (3, WINDOWED_LEVELS):
-        raise ShapeMismatchError(f"out: got shape {out.shape}, expected {(3, WINDOWED_LEVELS)}")
+    if out.shape != (len(tables), 3, WINDOWED_LEVELS):
+        raise ShapeMismatchError(f"out: got shape {out.shape}, expected {(len(tables), 3, WINDOWED_LEVELS)}")
     if high < low:
         raise ValueError(f"window: got {low} to {high}, expected the lower level first")
-    if table.shape == out.shape:
-        out[...] = table
+    if tables.shape == out.shape:
+        out[...] = tables
     else:
-        _rebin(table, low, high - low + 1, out)
+        _rebin(tables.reshape(-1, tables.shape[-1]), low, high - low + 1, out.reshape(-1, WINDOWED_LEVELS))
 
 
 @kernel
-def _rebin(table: NDArray[np.uint32], low: int, width: int, out: NDArray[np.uint32]) -> None:
-    bins, levels = out.shape[1], table.shape[1]
-    for row in range(3):
+def _rebin(rows: NDArray[np.uint32], low: int, width: int, out: NDArray[np.uint32]) -> None:
+    bins, levels = out.shape[1], rows.shape[1]
+    for row in range(out.shape[0]):
         start = 0
         for index in range(bins):
             # The next bin starts at the lowest v with (v - low) * bins >= (index + 1) * width.
@@ -353,6 +437,6 @@ def _rebin(table: NDArray[np.uint32], low: int, width: int, out: NDArray[np.uint
             stop = levels if index == bins - 1 else min(max(edge, 0), levels)
             total = 0
             for level in range(start, stop):
-                total += table[row, level]
+                total += rows[row, level]
             out[row, index] = total
             start = stop

@@ -20,10 +20,12 @@ from pipeline.errors import (
     NotAVolumeError,
 )
 from pipeline.geometry import Box, Triple, check_nesting
+from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.keys import valid_tiles
 from pipeline.median import is_fast
-from pipeline.store import SHARD
+from pipeline.store import CHUNK, SHARD
 from pipeline.tables import Grids, RunTables, has_documents, run_names
+from pipeline.tile import TABLES_BYTES
 from pipeline.volume import Volume
 
 # Measured: resident memory of a process after its imports and with its compiled kernels (benchmarks/README.md).
@@ -209,8 +211,8 @@ def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     """Planned peak memory of one task on a block of this shape.
 
     The image with its halo; the upper levels of the mask, which are a third of it, and which the task that makes them
-    for several blocks needs in a thread that has kept the rest; the tile tables; a tile with its halo, and filtered;
-    and chunks or shards of image, truth and mask, decoded and encoded.
+    for several blocks needs in a thread that has kept the rest; the tile tables; what is filtered at once, with its
+    halo and without; and chunks or shards of image, truth and mask, decoded and encoded.
     """
     itemsize = volume.dtype.itemsize
     _, height, width = block
@@ -219,11 +221,13 @@ def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     window = depth * min(height + 2 * halo_y, whole_height) * min(width + 2 * halo_x, whole_width) * itemsize
     levels = whole_height * whole_width // 3
     tiles = Grids.of(volume.shape, recipe.tile, block).block_tiles((0, 0, 0)).size
-    tables = tiles * 3 * 256 * 4 * 3 + 3 * (int(np.iinfo(volume.dtype).max) + 1) * 4
-    padded = depth * (recipe.tile + 2 * halo_y) * (recipe.tile + 2 * halo_x)
+    table = 3 * 4 << 8 * itemsize
+    tables = tiles * 3 * WINDOWED_LEVELS * 4 * 3 + max(TABLES_BYTES, table)
+    part_y, part_x = (min(max(chunk, recipe.tile), length) for chunk, length in zip(CHUNK[1:], block[1:], strict=True))
+    padded = depth * (part_y + 2 * halo_y) * (part_x + 2 * halo_x)
     copies = 1 if is_fast(recipe.denoise.window) else 2
-    tile = (padded * copies + recipe.tile**2) * itemsize
-    return window + levels + tables + tile + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
+    part = (padded * copies + part_y * part_x) * itemsize
+    return window + levels + tables + part + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
 
 
 def _existing_block(volume: Volume, name: str, recipe: Recipe, replace: bool) -> Triple | None:

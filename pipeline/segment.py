@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import DamageError, LockedError, PipelineError, StorageError, UnavailableError
 from pipeline.geometry import Box, Grid, Triple
-from pipeline.histogram import counts_above, rebin
 from pipeline.keys import counts_keys, has_shards, mask_keys, pyramid_key
 from pipeline.ledger import Ledger
 from pipeline.median import reflect
@@ -27,7 +26,7 @@ from pipeline.record import Column, done_record
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
-from pipeline.tile import Array, TileRule, segment_tile
+from pipeline.tile import Array, TileRule, TileTables, segment_tiles
 from pipeline.volume import Volume, beside
 from pipeline.window import CheckedShard, Lost, Window
 
@@ -301,7 +300,7 @@ class _Block:
                     if writer is not None:
                         writer.write(part, mask)
             self._give_up(results, truth_lost, (0, 0, 0), results.uncounted)
-        results.forget_uncounted()
+        results.forget_lost()
         if writer is not None:
             results.shard_digest = writer.finish()
             if whole:
@@ -321,33 +320,14 @@ class _Block:
 
     def _segment(self, part: Box, window: Window, truth: Array | None, mask: Array, results: _Results) -> None:
         """Segment the tiles of a part into ``mask``, and fill in their part of the tables."""
-        recipe, stack, origin = self.job.recipe, window.values, window.box.start
-        rule = TileRule(recipe.denoise.window, recipe.foreground == "dark", recipe.threshold.level)
-        joint = scratch.array("joint", (3, int(np.iinfo(stack.dtype).max) + 1), np.uint32)
-        resolved = self._filtered_window()
-        tiles = self.grids.tiles.cover(part)
-        # Plain integers: 447,440 tiles pay for every object that is made for one.
-        rows, columns = (
-            [(index, index * step, min(index * step + step, length)) for index in range(first, last)]
-            for first, last, step, length in zip(
-                tiles.start[1:], tiles.stop[1:], self.grids.tiles.step[1:], self.grids.tiles.shape[1:], strict=True
-            )
-        )
-        for row, top, bottom in rows:
-            down = slice(top - part.start[1], bottom - part.start[1])
-            for column, left, right in columns:
-                across = slice(left - part.start[2], right - part.start[2])
-                local = 0, row - self.tiles.start[1], column - self.tiles.start[2]
-                if results.failed[local]:
-                    mask[0, down, across] = 0
-                    continue
-                traced = None if truth is None else truth[0, down, across]
-                start = top - origin[1], left - origin[2]
-                level = segment_tile(stack, start, traced, mask[0, down, across], joint, rule)
-                results.threshold[local] = level
-                if results.counts is not None and results.histogram is not None:
-                    results.counts[local] = counts_above(joint, level)
-                    rebin(joint, resolved, results.histogram[local])
+        (_, top, left), (_, first_row, first_column) = part.start, window.box.start
+        start = top - first_row, left - first_column
+        tables = segment_tiles(window.values, start, None if truth is None else truth[0], mask[0], self._rule)
+        where = self.grids.tiles.cover(part).relative_to(self.tiles.start).slices
+        results.take(where[1:], tables)
+        for row, column in np.argwhere(results.failed[where][0]):
+            top, left = int(row) * self._rule.side, int(column) * self._rule.side
+            mask[0, top : top + self._rule.side, left : left + self._rule.side] = 0
 
     @property
     def _units(self) -> Grid:
@@ -361,7 +341,7 @@ class _Block:
             return nullcontext()
         array = self.handles.truth[0].full
         (index,) = array.shards.cover(shard)
-        return CheckedShard(array, index, int(digests[0, index[1], index[2]]), lost)
+        return CheckedShard(array, index, int(digests[0, index[1], index[2]]), lost, "encoded truth")
 
     def _read_truth(self, part: Box, truth: CheckedShard | None) -> Array | None:
         if truth is None:
@@ -370,11 +350,20 @@ class _Block:
         truth.read(part, values)
         return values
 
-    def _filtered_window(self) -> tuple[int, int]:
-        """Grey levels that the stored histograms resolve, on the filtered scale."""
-        low, high = self.handles.volume.window
-        top = int(np.iinfo(self.handles.volume.dtype).max)
-        return (top - high, top - low) if self.job.recipe.foreground == "dark" else (low, high)
+    @cached_property
+    def _rule(self) -> TileRule:
+        """How a tile becomes a mask; with the grey levels that the stored histograms resolve, on the filtered scale."""
+        recipe, volume = self.job.recipe, self.handles.volume
+        low, high = volume.window
+        top = int(np.iinfo(volume.dtype).max)
+        dark = recipe.foreground == "dark"
+        return TileRule(
+            side=recipe.tile,
+            window=recipe.denoise.window,
+            invert=dark,
+            levels=recipe.threshold.levels,
+            bins=(top - high, top - low) if dark else (low, high),
+        )
 
     def _forget(self, masked: bool) -> None:
         """Take back what the ledger says of what is about to change."""
@@ -440,8 +429,17 @@ class _Results:
             uncounted=np.zeros(tiles, np.bool_),
         )
 
-    def forget_uncounted(self) -> None:
-        """Let tiles whose truth turned out to be lost count as nothing."""
+    def take(self, where: tuple[slice, slice], tables: TileTables) -> None:
+        """Take the tables of some tiles."""
+        self.threshold[0][where] = tables.threshold
         if self.counts is not None and self.histogram is not None:
-            self.counts[self.uncounted] = 0
-            self.histogram[self.uncounted] = 0
+            self.counts[0][where] = tables.counts
+            self.histogram[0][where] = tables.histogram
+
+    def forget_lost(self) -> None:
+        """Let tiles that failed, or whose truth turned out to be lost, count as nothing."""
+        self.threshold[self.failed] = np.nan
+        if self.counts is not None and self.histogram is not None:
+            lost = self.failed | self.uncounted
+            self.counts[lost] = 0
+            self.histogram[lost] = 0

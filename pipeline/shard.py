@@ -10,12 +10,11 @@ written 1.7.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from io import FileIO
 from itertools import product
+from struct import iter_unpack
 from typing import Any
 
 import google_crc32c
@@ -31,7 +30,6 @@ from pipeline.scratch import scratch
 Plane = NDArray[Any]
 Side = tuple[int, int]
 Window = tuple[slice, slice]
-Index = NDArray[np.uint64]
 Encoded = tuple[list[bytes], int]
 """Parts of a shard's file, and the digest of its voxels."""
 
@@ -71,69 +69,6 @@ class ShardCodec:
         encoder.add(values, (0, 0))
         return encoder.finish()
 
-    def read(self, file: FileIO, index: Index, window: Window, out: Plane) -> Iterator[Plane]:
-        """Decode the chunks that a window touches, one by one, and copy what lies in the window.
-
-        Parameters
-        ----------
-        file : FileIO
-        index : ndarray
-            Of `read_index`.
-        window : tuple of slice
-            (y, x) in the shard.
-        out : ndarray
-            Written; of the window's shape.
-
-        Yields
-        ------
-        ndarray
-            The chunk, valid until the next one.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be read.
-        ValueError, RuntimeError
-            If it is damaged.
-        """
-        rows, columns = map(_touched, window, self.chunk)
-        # A window that is one chunk is decoded to where it belongs, without a copy.
-        direct = out.shape == self.chunk and out.flags.c_contiguous and out.dtype == self.dtype
-        direct = direct and len(rows) == len(columns) == 1
-        for place in product(rows, columns):
-            inside, target = _overlap(place, self.chunk, window)
-            offset, length = (int(number) for number in index[place])
-            if offset == length == MISSING:
-                chunk = self.fill_chunk
-                out[target] = chunk[inside]
-            else:
-                chunk = out if direct else scratch.array("chunk", self.chunk, self.dtype)
-                self._decode(_read_at(file, offset, length), chunk)
-                if not direct:
-                    out[target] = chunk[inside]
-            yield chunk
-
-    def read_index(self, file: FileIO) -> Index:
-        """Offset and length of every chunk, (y, x, 2), all inside the file.
-
-        Raises
-        ------
-        OSError, ValueError
-            As `read`.
-        """
-        size = self.chunks[0] * self.chunks[1] * 16
-        begin = os.fstat(file.fileno()).st_size - size - CHECKSUM_BYTES
-        if begin < 0:
-            raise ValueError("it is too short")
-        data = bytes(_read_at(file, begin, size + CHECKSUM_BYTES))
-        if _checksum(data[:size]) != data[size:]:
-            raise ValueError("the checksum of its index is wrong")
-        index = np.frombuffer(data, "<u8", size // 8).reshape(*self.chunks, 2)
-        stored = index[(index != MISSING).any(axis=-1)]
-        if (stored > begin).any() or (stored.sum(axis=-1) > begin).any():
-            raise ValueError("its index points beyond its end")
-        return index
-
     @cached_property
     def chunks(self) -> Side:
         """Number of chunks in a shard, (y, x)."""
@@ -150,12 +85,6 @@ class ShardCodec:
         encoded: bytes = zstd.compress(self.fill_chunk.data, self.level, True)
         return encoded
 
-    def _decode(self, encoded: memoryview, chunk: Plane) -> None:
-        decode: Any = imagecodecs.zstd_decode  # takes and gives any buffer, whatever its stub says
-        decoded = decode(encoded, out=chunk.reshape(-1).view(np.uint8))
-        if len(decoded) != chunk.nbytes:
-            raise ValueError(f"a chunk of {chunk.nbytes} bytes has {len(decoded)}")
-
 
 class Digest:
     """Digest of a shard whose chunks come in C order: xxh3 of their voxels, filled up at the far edges."""
@@ -168,17 +97,91 @@ class Digest:
         self._hash.update(chunk.data)
         self._chunks += 1
 
-    def copy(self) -> Digest:
-        """Return what it is now: a read that fails half way is begun again from there."""
-        other = Digest(self._codec)
-        other._hash, other._chunks = self._hash.copy(), self._chunks
-        return other
-
     @property
     def value(self) -> int | None:
         """Digest of the chunks that came; None where all are the fill value."""
         digest = self._hash.intdigest()
         return None if digest == _fill_digest(self._codec, self._chunks) else digest
+
+
+class ShardDecoder:
+    """Decodes a shard, chunk by chunk.
+
+    Parameters
+    ----------
+    codec : ShardCodec
+    data : buffer
+        The shard's file: all of it, because one read costs less than two for each chunk.
+
+    Raises
+    ------
+    ValueError
+        If it is too short, or its index damaged.
+    """
+
+    def __init__(self, codec: ShardCodec, data: memoryview) -> None:
+        self._codec, self._data, self._digest = codec, data, Digest(codec)
+        self._chunks = self._read_index()
+
+    @property
+    def digest(self) -> int | None:
+        """Digest of what was read: the shard's, if that was every chunk, in C order; None where all of it is fill."""
+        return self._digest.value
+
+    def read(self, window: Window, out: Plane) -> None:
+        """Decode the chunks that a window touches, and copy what lies in the window.
+
+        Parameters
+        ----------
+        window : tuple of slice
+            (y, x) in the shard.
+        out : ndarray
+            Written; of the window's shape.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If a chunk is damaged.
+        """
+        codec = self._codec
+        rows, columns = map(_touched, window, codec.chunk)
+        # A window that is one chunk is decoded to where it belongs, without a copy.
+        direct = out.shape == codec.chunk and out.flags.c_contiguous and out.dtype == codec.dtype
+        direct = direct and len(rows) == len(columns) == 1
+        for row, column in product(rows, columns):
+            stored = self._chunks[row * codec.chunks[1] + column]
+            if stored is None:
+                chunk = codec.fill_chunk
+            else:
+                chunk = out if direct else scratch.array("chunk", codec.chunk, codec.dtype)
+                self._decode(stored, chunk)
+            if chunk is not out:
+                inside, target = _overlap((row, column), codec.chunk, window)
+                out[target] = chunk[inside]
+            self._digest.update(chunk)
+
+    def _decode(self, stored: slice, chunk: Plane) -> None:
+        decode: Any = imagecodecs.zstd_decode  # takes and gives any buffer, whatever its stub says
+        decoded = decode(self._data[stored], out=chunk.reshape(-1).view(np.uint8))
+        if len(decoded) != chunk.nbytes:
+            raise ValueError(f"a chunk of {chunk.nbytes} bytes has {len(decoded)}")
+
+    def _read_index(self) -> list[slice | None]:
+        """Where each chunk lies in the file, in C order; None for one of fill, which is not stored."""
+        number = self._codec.chunks[0] * self._codec.chunks[1]
+        end = len(self._data) - 16 * number - CHECKSUM_BYTES
+        if end < 0:
+            raise ValueError("it is too short")
+        index = self._data[end:-CHECKSUM_BYTES]
+        if _checksum(bytes(index)) != self._data[-CHECKSUM_BYTES:]:
+            raise ValueError("the checksum of its index is wrong")
+        chunks: list[slice | None] = []
+        for offset, length in iter_unpack("<QQ", index):
+            missing = offset == length == MISSING
+            if not missing and offset + length > end:
+                raise ValueError("its index points beyond its end")
+            chunks.append(None if missing else slice(offset, offset + length))
+        return chunks
 
 
 class ShardEncoder:
@@ -231,19 +234,6 @@ def _fill_digest(codec: ShardCodec, chunks: int) -> int:
     for _ in range(chunks):
         digest.update(codec.fill_chunk.data)
     return digest.intdigest()
-
-
-def _read_at(file: FileIO, offset: int, length: int) -> memoryview:
-    """Bytes of a file, in a buffer that is valid until the next call."""
-    buffer = scratch.array("encoded", (length,), np.uint8).data
-    file.seek(offset)
-    done = 0
-    while done < length:  # the system may give less than it is asked for
-        got = file.readinto(buffer[done:])
-        if not got:
-            raise ValueError("it ends too early")
-        done += got
-    return buffer
 
 
 def _checksum(data: bytes) -> bytes:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from functools import partial
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,11 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 
-from pipeline.disk import disk_errors, is_file, raise_refusal, retried, write_file
+from pipeline.disk import disk_errors, is_file, raise_refusal, read_file, retried, write_file
 from pipeline.errors import DamageError, LockedError, NotAVolumeError, ShapeMismatchError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.scratch import scratch
-from pipeline.shard import Digest, Encoded, Index, ShardCodec, ShardEncoder
+from pipeline.shard import Encoded, ShardCodec, ShardDecoder, ShardEncoder
 
 # Measured on the real tile's texture (benchmarks/README.md): chunks of 512 cost a sixth more for a run and 1.8 times as
 # much to ingest, shards of 4096 gain 2 to 4 %; lz4 takes four fifths of the time but stores 1.5 times as much.
@@ -107,9 +105,9 @@ class ShardedArray:
         DamageError, UnavailableError
             As `read`.
         """
-        with closing(self.open_shard(shard)) as opened:
-            opened.read(part, out)
-            return opened.digest
+        opened = self.open_shard(shard, "encoded")
+        opened.read(part, out)
+        return opened.digest
 
     def read_checked(self, part: Box, digests: NDArray[np.uint64]) -> NDArray[Any]:
         """Read a shard that must be what was recorded, into a buffer of this thread, valid until the next call.
@@ -131,9 +129,12 @@ class ShardedArray:
         self.check(shard, int(digests[shard[1:]]), self.read_shard(shard, part, out))
         return out
 
-    def open_shard(self, shard: Triple) -> OpenShard:
-        """Return a shard that is read chunk after chunk, and closed then."""
-        return OpenShard(self, self._codec, shard)
+    def open_shard(self, shard: Triple, buffer: str) -> OpenShard:
+        """Return a shard that is read chunk after chunk.
+
+        Its file is kept in the `scratch` buffer of this name: a thread that has two open at once needs two.
+        """
+        return OpenShard(self, self._codec, shard, buffer)
 
     def encoder(self) -> ShardEncoder:
         """Return what takes the chunks of a shard, one after another, and encodes them for `publish`."""
@@ -242,25 +243,18 @@ class ShardedArray:
 
 
 class OpenShard:
-    """One shard of an array, read chunk after chunk."""
+    """One shard of an array, read chunk after chunk; its file is read when the first is asked for."""
 
-    def __init__(self, array: ShardedArray, codec: ShardCodec, shard: Triple) -> None:
-        self._array, self._codec = array, codec
+    def __init__(self, array: ShardedArray, codec: ShardCodec, shard: Triple, buffer: str) -> None:
+        self._array, self._codec, self._buffer = array, codec, buffer
         self._path, self._start = array.shard_file(shard), array.shards.box(shard).start
-        self._digest = Digest(codec)
+        self._decoder: ShardDecoder | None = None
         self._missing = False
-        self._opened: tuple[FileIO, Index] | None = None
-
-    def close(self) -> None:
-        """Close its file."""
-        if self._opened is not None:
-            self._opened[0].close()
-            self._opened = None
 
     @property
     def digest(self) -> int:
         """Digest of what was read: that of the shard, if all of its chunks were, in C order."""
-        return ALL_FILL if self._missing else _recorded(self._digest.value)
+        return ALL_FILL if self._decoder is None else _recorded(self._decoder.digest)
 
     def read(self, part: Box, out: NDArray[Any]) -> None:
         """Read voxels into ``out``, of the box's shape.
@@ -270,12 +264,13 @@ class OpenShard:
         DamageError, UnavailableError
             As `ShardedArray.read`.
         """
-        window = part.relative_to(self._start).slices[1:]
         try:
-            retried(lambda: self._read(window, out[0]))
-        except FileNotFoundError:  # this is how zarr stores a shard of fill
-            self._missing = True
-            out[...] = self._array.fill
+            if self._decoder is None and not self._missing:
+                self._open()
+            if self._decoder is None:
+                out[...] = self._array.fill
+            else:
+                self._decoder.read(part.relative_to(self._start).slices[1:], out[0])
         except (OSError, ValueError, RuntimeError) as error:
             if not isinstance(error, PermissionError):  # that of one file is the trouble of that file
                 raise_refusal(self._path, error)
@@ -284,24 +279,13 @@ class OpenShard:
                 "restore it from a copy"
             ) from error
 
-    def _read(self, window: tuple[slice, slice], plane: NDArray[Any]) -> None:
-        digest = self._digest.copy()
+    def _open(self) -> None:
         try:
-            file, index = self._opened = self._opened or self._open()
-            for chunk in self._codec.read(file, index, window, plane):
-                digest.update(chunk)
-        except OSError:  # it may be asked again, and is opened anew
-            self.close()
-            raise
-        self._digest = digest
-
-    def _open(self) -> tuple[FileIO, Index]:
-        file = self._path.open("rb", buffering=0)
-        try:
-            return file, self._codec.read_index(file)
-        except BaseException:
-            file.close()
-            raise
+            data = retried(lambda: read_file(self._path, self._buffer))
+        except FileNotFoundError:  # this is how zarr stores a shard of fill
+            self._missing = True
+        else:
+            self._decoder = ShardDecoder(self._codec, data)
 
 
 def _shard_codec(path: Path, array: Any) -> ShardCodec:

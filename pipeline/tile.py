@@ -1,4 +1,4 @@
-"""The work on one tile: a pure function of arrays."""
+"""The work on the tiles of one chunk: a pure function of arrays."""
 
 from __future__ import annotations
 
@@ -6,53 +6,104 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import Triple
-from pipeline.histogram import binarize, joint_histogram, level_counts
+from pipeline.geometry import Triple, ceil_div
+from pipeline.histogram import WINDOWED_LEVELS, binarize, counts_above_levels, joint_histograms, rebin
 from pipeline.median import median_tile
 from pipeline.scratch import scratch
 
 Array = NDArray[Any]
 
+TABLES_BYTES = 1 << 20
+"""Joint tables of so many tiles are in work at once: they fit into a core's cache, or are one, of 16 bit."""
+
 
 @dataclass(frozen=True, slots=True)
 class TileRule:
-    """How a tile becomes a mask: plain values, unpacked from a recipe."""
+    """How tiles become a mask: plain values, unpacked from a recipe.
 
+    Attributes
+    ----------
+    side : int
+        Of a tile, in voxels.
+    window : tuple
+        Of the median, (z, y, x) in voxels.
+    invert : bool
+        Whether vessels are darker than what is around them.
+    levels : callable
+        From joint tables, (tiles, 3, levels), to the level of each tile; vessels are above it.
+    bins : tuple
+        First and last grey level, on the filtered scale, that a histogram of 256 bins resolves.
+    """
+
+    side: int
     window: Triple
     invert: bool
-    level: Callable[[Array], float]
+    levels: Callable[[NDArray[np.uint32]], NDArray[np.float64]]
+    bins: tuple[int, int]
 
 
-def segment_tile(
-    stack: Array, start: tuple[int, int], truth: Array | None, mask: Array, table: Array, rule: TileRule
-) -> float:
-    """Filter, count, threshold and mask one tile.
+@dataclass(frozen=True, slots=True)
+class TileTables:
+    """What is known of some tiles, (y, x).
+
+    Attributes
+    ----------
+    threshold : ndarray
+        float64.
+    counts : ndarray
+        int64 (y, x, 4): TP, FP, FN, TN in voxels.
+    histogram : ndarray
+        uint32 (y, x, 3, 256): joint tables.
+    """
+
+    threshold: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    histogram: NDArray[np.uint32]
+
+
+def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mask: Array, rule: TileRule) -> TileTables:
+    """Filter, count, threshold and mask the tiles of a part of a plane.
+
+    A step is made for all of them before the next: a call of compiled code gives the interpreter to other threads and
+    waits for it afterwards, which a tile by itself would pay for seven times.
 
     Parameters
     ----------
     stack : ndarray
-        (z, y, x) uint8 or uint16: the planes that the filter's window covers, with the tile's halo in the plane unless
-        the tile lies at the volume's edge, where values reflect.
+        (z, y, x) uint8 or uint16: the planes that the filter's window covers, with the part's halo in the plane unless
+        the part lies at the volume's edge, where values reflect.
     start : tuple
-        (y, x) of the tile in the planes.
+        (y, x) of the part in the planes; a tile begins there.
     truth : ndarray or None
         (h, w) uint8: 0 background, 255 vessel, anything else not annotated.
     mask : ndarray
         (h, w) uint8; written: 255 vessel, 0 background.
-    table : ndarray
-        (3, levels) uint32; written: joint histogram of filtered grey level by truth.
     rule : TileRule
 
     Returns
     -------
-    float
-        The level; vessels are above it, on the filtered scale.
+    TileTables
+        Valid until the next call of this thread.
     """
     filtered = scratch.array("filtered", mask.shape, stack.dtype)
     median_tile(stack, start, rule.window, rule.invert, filtered)
-    joint_histogram(filtered, truth, table)
-    level = rule.level(level_counts(table))
-    binarize(filtered, level, mask)
-    return level
+    rows, columns = (ceil_div(length, rule.side) for length in mask.shape)
+    tiles = rows * columns
+    table = 3, 1 << 8 * stack.itemsize
+    at_once = min(tiles, max(1, TABLES_BYTES // (4 * table[0] * table[1])))
+    threshold, counts = np.empty(tiles), np.empty((tiles, 4), np.int64)
+    histogram = scratch.array("histogram", (tiles, 3, WINDOWED_LEVELS), np.uint32)
+    for first in range(0, tiles, at_once):
+        some = slice(first, min(first + at_once, tiles))
+        tables = scratch.array("tables", (some.stop - first, *table), np.uint32)
+        joint_histograms(filtered, truth, rule.side, first, tables)
+        threshold[some] = rule.levels(tables)
+        counts[some] = counts_above_levels(tables, threshold[some])
+        rebin(tables, rule.bins, histogram[some])
+    binarize(filtered, rule.side, threshold, mask)
+    return TileTables(
+        threshold.reshape(rows, columns), counts.reshape(rows, columns, 4), histogram.reshape(rows, columns, 3, -1)
+    )

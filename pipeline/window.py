@@ -39,16 +39,15 @@ class CheckedShard:
     is 0.
     """
 
-    def __init__(self, array: ShardedArray, shard: Triple, recorded: int, lost: Lost) -> None:
+    def __init__(self, array: ShardedArray, shard: Triple, recorded: int, lost: Lost, buffer: str) -> None:
         self._array, self._shard, self._recorded, self._lost = array, shard, recorded, lost
-        self._opened = array.open_shard(shard)
+        self._opened = array.open_shard(shard, buffer)
         self._right = True
 
     def __enter__(self) -> CheckedShard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._opened.close()
         if kind is None:
             self._attempt(lambda: self._array.check(self._shard, self._recorded, self._opened.digest))
 
@@ -126,7 +125,7 @@ class Window:
             recorded = int(self.digests[middle + z - self.planes[middle], shard[1], shard[2]])
             # A shard of which only the edge is needed is read whole all the same: else it could not be checked.
             values = out if inside == whole else scratch.array("neighbour", whole.shape, array.dtype)
-            with CheckedShard(array, (z, *shard[1:]), recorded, self.lost) as opened:
+            with CheckedShard(array, (z, *shard[1:]), recorded, self.lost, "encoded image") as opened:
                 opened.read(array.shards.box((z, *shard[1:])), values)
             if values is not out:
                 out[...] = values[inside.relative_to(whole.start).slices]

@@ -41,9 +41,10 @@ def test_a_filter_declares_its_window(denoise, window, halo):
 
 
 def test_thresholds_give_a_level():
-    histogram = np.bincount([10] * 5 + [200] * 5, minlength=256)
-    assert OtsuThreshold().level(histogram) == 10.0
-    assert FixedThreshold(level=79).level(histogram) == 79.0
+    tables = np.zeros((2, 3, 256), np.uint32)
+    tables[0, 0, 10] = tables[0, 2, 200] = tables[1, 1, 30] = 5
+    assert OtsuThreshold().levels(tables).tolist() == [10, 30]
+    assert FixedThreshold(level=79).levels(tables).tolist() == [79, 79]
 
 
 def test_a_recipe_is_a_value():

@@ -8,14 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from pipeline import disk
+from pipeline import disk, store
 from pipeline.config import Recipe
 from pipeline.errors import DamageError, StorageError, UnavailableError
 from pipeline.geometry import Box
@@ -23,7 +22,6 @@ from pipeline.ledger import Ledger
 from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.report import summarise
 from pipeline.runs import run
-from pipeline.shard import ShardCodec
 from pipeline.tables import RunTables, resize_volume
 from pipeline.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
@@ -113,14 +111,14 @@ def test_slice_whose_record_is_damaged_is_failed_and_not_absent(volume: Volume, 
 def stale(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
     """Errors with which the storage refuses to read slice 1, one a time, until there are none left."""
     errors: list[OSError] = []
-    read = ShardCodec.read_index
+    read = store.read_file
 
-    def refuse(self: ShardCodec, file: FileIO) -> object:
-        if Path(str(file.name)).parts[-3] == "1" and errors:
+    def refuse(path: Path, buffer: str) -> memoryview:
+        if path.parts[-3] == "1" and errors:
             raise errors.pop()
-        return read(self, file)
+        return read(path, buffer)
 
-    monkeypatch.setattr(ShardCodec, "read_index", refuse)
+    monkeypatch.setattr(store, "read_file", refuse)
     monkeypatch.setattr(disk.time, "sleep", lambda pause_s: None)
     return errors
 

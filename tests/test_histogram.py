@@ -175,7 +175,7 @@ def test_table_and_mask_give_the_same_counts(images, level, scale):
     level *= scale
     canvas = np.full((40, 50), 9, np.uint8)
     mask = canvas[3 : 3 + tile.shape[0], 4 : 4 + tile.shape[1]]
-    histogram.binarize(tile, level, mask)
+    histogram.binarize(tile, max(1, *tile.shape), np.array([level]), mask)
     np.testing.assert_array_equal(mask, np.where(tile > level, 255, 0))
     assert np.count_nonzero(canvas != 9) == mask.size
     counts = histogram.counts_above(count(tile, truth), level)
@@ -190,9 +190,51 @@ def test_counts_above_is_exact(dtype):
     assert histogram.counts_above(table, 199.5) == (int(big) + 55, 56, 200, 200)
 
 
-def test_binarize_refuses():
-    with pytest.raises(ShapeMismatchError, match=r"out: got shape \(4, 5\), the tile has \(4, 4\)"):
-        histogram.binarize(np.zeros((4, 4), np.uint8), 1.0, np.zeros((4, 5), np.uint8))
+@pytest.mark.parametrize(
+    ("levels", "out", "message"),
+    [
+        (4, (4, 5), r"out: got shape \(4, 5\), the plane has \(4, 4\)"),
+        (3, (4, 4), r"the plane has \(4, 4\) and 4 tiles, the levels \(3,\)"),
+    ],
+    ids=["out", "levels"],
+)
+def test_binarize_refuses(levels, out, message):
+    with pytest.raises(ShapeMismatchError, match=message):
+        histogram.binarize(np.zeros((4, 4), np.uint8), 2, np.zeros(levels), np.zeros(out, np.uint8))
+
+
+@pytest.mark.parametrize(("first", "tiles"), [(-1, 1), (0, 7), (6, 1), (5, 2)])
+def test_joint_histograms_refuse_tiles_that_there_are_not(first, tiles):
+    with pytest.raises(ShapeMismatchError, match=f"got {tiles} from tile {first}, the plane"):
+        histogram.joint_histograms(np.zeros((8, 9), np.uint8), None, 4, first, np.zeros((tiles, 3, 256), np.uint32))
+
+
+PLANE_SIDES = [(64, 96), (37, 53), (16, 24), (1, 7), (48, 9)]
+
+
+@pytest.mark.parametrize("side", [8, 16, 20, 100])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("annotated", [False, True])
+@pytest.mark.parametrize("shape", PLANE_SIDES, ids=str)
+def test_tiles_of_a_plane_are_as_each_by_itself(shape, annotated, dtype, side):
+    rng = np.random.default_rng(14)
+    plane = rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    truth = rng.choice(np.array(TRUTH_VALUES, np.uint8), shape) if annotated else None
+    cuts = [np.s_[y : y + side, x : x + side] for y in range(0, shape[0], side) for x in range(0, shape[1], side)]
+    expected = np.stack([count(plane[cut], None if truth is None else truth[cut]) for cut in cuts])
+    tables = np.full_like(expected, 77)
+    half = len(cuts) // 2
+    for some in (slice(half), slice(half, None)):
+        histogram.joint_histograms(plane, truth, side, some.start or 0, tables[some])
+    np.testing.assert_array_equal(tables, expected)
+    levels = histogram.otsu_levels(tables)
+    assert levels.tolist() == [histogram.otsu_level(table.sum(axis=0)) for table in expected]
+    counts = histogram.counts_above_levels(tables, levels)
+    assert [tuple(row) for row in counts.tolist()] == list(map(histogram.counts_above, expected, levels))
+    mask = np.empty(shape, np.uint8)
+    histogram.binarize(plane, side, levels, mask)
+    for cut, level in zip(cuts, levels, strict=True):
+        np.testing.assert_array_equal(mask[cut], np.where(plane[cut] > level, 255, 0))
 
 
 @settings(max_examples=30, deadline=None)
@@ -204,38 +246,44 @@ def test_binarize_refuses():
 def test_rebin(ends, narrow, seed):
     low, high = ends
     high = min(high, low + 300) if narrow else high
-    table = np.random.default_rng(seed).integers(0, 5, (3, 65536), np.uint32)
+    tables = np.random.default_rng(seed).integers(0, 5, (2, 3, 65536), np.uint32)
     bins = np.clip((np.arange(65536) - low) * 256 // (high - low + 1), 0, 255)
-    out = np.full((3, 256), 77, np.uint32)
-    histogram.rebin(table, (low, high), out)
-    np.testing.assert_array_equal(out, [np.bincount(bins, row, 256) for row in table])
+    out = np.full((2, 3, 256), 77, np.uint32)
+    histogram.rebin(tables, (low, high), out)
+    np.testing.assert_array_equal(out, [[np.bincount(bins, row, 256) for row in table] for table in tables])
 
 
 def test_rebin_leaves_256_levels_alone():
-    table = np.arange(768, dtype=np.uint32).reshape(3, 256)
-    out = np.zeros_like(table)
-    histogram.rebin(table, (10, 20), out)
-    np.testing.assert_array_equal(out, table)
+    tables = np.arange(1536, dtype=np.uint32).reshape(2, 3, 256)
+    out = np.zeros_like(tables)
+    histogram.rebin(tables, (10, 20), out)
+    np.testing.assert_array_equal(out, tables)
 
 
 @pytest.mark.parametrize(
-    ("window", "levels", "error", "message"),
+    ("window", "shape", "error", "message"),
     [
-        ((9, 8), 256, ValueError, "window: got 9 to 8, expected the lower level first"),
-        ((0, 8), 255, ShapeMismatchError, r"out: got shape \(3, 255\), expected \(3, 256\)"),
+        ((9, 8), (1, 3, 256), ValueError, "window: got 9 to 8, expected the lower level first"),
+        ((0, 8), (1, 3, 255), ShapeMismatchError, r"out: got shape \(1, 3, 255\), expected \(1, 3, 256\)"),
+        ((0, 8), (2, 3, 256), ShapeMismatchError, r"out: got shape \(2, 3, 256\), expected \(1, 3, 256\)"),
     ],
-    ids=["window", "out"],
+    ids=["window", "levels", "tiles"],
 )
-def test_rebin_refuses(window, levels, error, message):
+def test_rebin_refuses(window, shape, error, message):
     with pytest.raises(error, match=message):
-        histogram.rebin(np.zeros((3, 65536), np.uint32), window, np.zeros((3, levels), np.uint32))
+        histogram.rebin(np.zeros((1, 3, 65536), np.uint32), window, np.zeros(shape, np.uint32))
 
 
 @pytest.mark.parametrize(
     ("kernel", "arguments", "shape", "dtype"),
     [
-        (histogram._count_uint16, (np.uint16([[3, 3, 999]]), np.uint8([[0, 255, 127]])), (3, 65536), np.uint32),
-        (histogram._binarize, (np.uint8([[3, 4]]), np.uint8(3)), (1, 2), np.uint8),
+        (
+            histogram._count_tiles_uint16,
+            (np.uint16([[3, 3, 999]]), np.uint8([[0, 255, 127]]), 2, 0),
+            (2, 3, 65536),
+            np.uint32,
+        ),
+        (histogram._binarize, (np.uint8([[3, 4, 9]]), 1, np.array([3.5, -1, np.nan]), 256), (1, 3), np.uint8),
         (histogram._rebin, (np.arange(60, dtype=np.uint32).reshape(3, 20), 4, 9), (3, 4), np.uint32),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -251,19 +299,30 @@ def test_kernel_as_plain_python(kernel, arguments, shape, dtype):
 @pytest.mark.parametrize("annotated", [False, True])
 def test_counting_as_plain_python(annotated, usual):
     rng = np.random.default_rng(12)
-    voxels = rng.integers(0, 256, 43, np.uint8)
-    labels = np.where(np.arange(43) < 20, rng.choice(np.array(TRUTH_VALUES, np.uint8), 43), np.uint8(usual))
-    words, rest = (labels[:40].view(np.uint64)[None], labels[40:]) if annotated else (None, None)
-    expected, got = np.empty((2, 3, 256), np.uint32)
-    for function, table in ((histogram._count_uint8, expected), (histogram._count_uint8.py_func, got)):
-        function(voxels, words, rest, np.empty(65536, np.uint32), table)
+    plane = rng.integers(0, 256, (3, 24), np.uint8)
+    some = rng.choice(np.array(TRUTH_VALUES, np.uint8), plane.shape)
+    truth = np.where(np.arange(24) < 12, some, np.uint8(usual)) if annotated else None
+    expected, got = np.empty((2, 2, 3, 256), np.uint32)
+    for function, tables in ((histogram._count_tiles_uint8, expected), (histogram._count_tiles_uint8.py_func, got)):
+        function(plane, truth, 16, 0, np.empty(65536, np.uint32), tables)
     np.testing.assert_array_equal(got, expected)
-    assert histogram.level_counts.py_func(got).tolist() == histogram.level_counts(got).tolist()
+    rest, labels = plane[0, :5], None if truth is None else truth[0, :5]
+    words = plane.view(np.uint64)[:, :2]
+    label_words = None if truth is None else truth.view(np.uint64)[:, :2]
+    for function, tables in ((histogram._count_uint8, expected), (histogram._count_uint8.py_func, got)):
+        function(words, rest, label_words, labels, np.empty(65536, np.uint32), tables[0])
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(histogram.level_counts.py_func(got[0]), histogram.level_counts(got[0]))
+    levels = histogram.otsu_levels(got)
+    np.testing.assert_array_equal(histogram.otsu_levels.py_func(got), levels)
+    np.testing.assert_array_equal(
+        histogram.counts_above_levels.py_func(got, levels), histogram.counts_above_levels(got, levels)
+    )
 
 
 def test_parts_of_counting_as_plain_python():
     voxels, labels = np.uint8(range(10, 26)), np.uint8([0] * 8 + [0, 255, 127, 1] * 2)
-    words, label_words = voxels.view(np.uint64), labels.view(np.uint64)[None]
+    words, label_words = voxels.view(np.uint64)[None], labels.view(np.uint64)[None]
     expected, got = np.empty((2, 3, 256), np.uint32)
     pairs = np.zeros((2, 65536), np.uint32)
     histogram._count_labelled(words, label_words, 0, pairs[0], expected)
@@ -288,13 +347,31 @@ def test_usual_row(labels, row):
     assert int(histogram._usual_word.py_func(row)).to_bytes(8) == bytes([value] * 8)
 
 
-@pytest.mark.parametrize(("side", "begin", "step"), [(16, 8, 1), (16, 4, 1), (12, 8, 1), (16, 8, 2)], ids=str)
-def test_truth_is_read_in_place_where_it_can_be(side, begin, step):
-    canvas = np.random.default_rng(13).integers(0, 256, (20, 64), np.uint8)
-    truth = canvas[2:7, begin : begin + side * step : step]
-    words, rest = histogram._words_and_rest(truth)
-    assert words.tobytes() + rest.tobytes() == truth.tobytes()
-    assert np.shares_memory(words, canvas) is ((side, begin, step) == (16, 8, 1))
+@pytest.mark.parametrize(
+    ("stride", "bounds", "in_place"),
+    [
+        (64, (2, 7, 8, 24), True),
+        (64, (0, 1, 0, 64), True),
+        (64, (2, 7, 4, 20), False),
+        (64, (2, 7, 8, 20), False),
+        (60, (2, 7, 8, 24), False),
+        (64, (2, 2, 8, 24), True),
+        (64, (2, 7, 8, 8), False),
+    ],
+    ids=str,
+)
+def test_voxels_are_read_in_place_where_they_can_be(stride, bounds, in_place):
+    plane = np.random.default_rng(13).integers(0, 256, (20, stride), np.uint8)
+    top, bottom, left, right = bounds
+    for function in (histogram._words_and_rest, histogram._words_and_rest.py_func):
+        words, rest = function(plane, bounds)
+        assert words.tobytes() + rest.tobytes() == plane[top:bottom, left:right].tobytes()
+        assert words.size == 0 or np.shares_memory(words, plane) is in_place
+
+
+@pytest.mark.parametrize(("number", "bounds"), [(0, (0, 4, 0, 4)), (2, (0, 4, 8, 9)), (5, (4, 6, 8, 9))], ids=str)
+def test_tile_bounds(number, bounds):
+    assert histogram.tile_bounds(number, (6, 9), 4) == histogram.tile_bounds.py_func(number, (6, 9), 4) == bounds
 
 
 def test_counts_above_as_plain_python():

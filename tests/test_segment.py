@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pipeline.segment import Job, run_block
 from pipeline.store import ShardedArray
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status
+from pipeline.tile import TileTables, segment_tiles
 from tests.builders import build_volume, run_config
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
@@ -41,11 +43,11 @@ def test_inputs_that_change_meanwhile_fail_the_block(
     volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
     ledger = volume.slices if which == "image" else volume.truth("groundtruth")[1]
 
-    def change(*arguments: object) -> float:
+    def change(*arguments: Any) -> TileTables:
         ledger.record(0, np.full((1, 1), 12345, np.uint64), "changed.png", 1)
-        return 0.0
+        return segment_tiles(*arguments)
 
-    monkeypatch.setattr(segment, "segment_tile", change)
+    monkeypatch.setattr(segment, "segment_tiles", change)
     summary = run(run_config(volume))
     assert summary.tiles.failed == 1
     assert "changed while it was worked on" in summary.failures[0][1]
@@ -62,7 +64,7 @@ def test_record_that_was_not_finished_vouches_for_nothing(tmp_path: Path, monkey
     def die(*arguments: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(segment, "segment_tile", die)
+    monkeypatch.setattr(segment, "segment_tiles", die)
     with pytest.raises(KeyboardInterrupt):
         run_block(job, (0, 0, 0))
     tables = RunTables(volume, "otsu")
@@ -78,7 +80,7 @@ def test_failed_filter_keeps_its_reason(tmp_path: Path, monkeypatch: pytest.Monk
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(segment, "segment_tile", fail)
+        patch.setattr(segment, "segment_tiles", fail)
         assert [reason for _, reason in run(run_config(volume)).failures] == ["ZeroDivisionError: a bug"] * 2
     assert run(run_config(volume)).failures == []
 

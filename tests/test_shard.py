@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numcodecs import zstd
 
-from pipeline.shard import MISSING, Digest, ShardCodec
+from pipeline.shard import MISSING, ShardCodec, ShardDecoder
 
 CODEC = ShardCodec((4, 4), (2, 2), "<u2", 7, 1)
 VALUES = np.arange(16, dtype=np.uint16).reshape(4, 4)
@@ -33,11 +33,10 @@ def reindexed(file: Path, change: dict[tuple[int, int, int], int]) -> None:
 
 
 def read(file: Path, window: tuple[slice, slice] = WHOLE) -> tuple[np.ndarray, int | None]:
-    out, digest = np.full([span.stop - span.start for span in window], 99, np.uint16), Digest(CODEC)
-    with file.open("rb", buffering=0) as stored:
-        for chunk in CODEC.read(stored, CODEC.read_index(stored), window, out):
-            digest.update(chunk)
-    return out, digest.value
+    out = np.full([span.stop - span.start for span in window], 99, np.uint16)
+    decoder = ShardDecoder(CODEC, memoryview(file.read_bytes()))
+    decoder.read(window, out)
+    return out, decoder.digest
 
 
 def test_chunks_of_fill_are_not_stored(tmp_path: Path) -> None:
