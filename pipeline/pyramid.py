@@ -122,16 +122,16 @@ class SliceWriter:
     def write(self, part: Box, values: NDArray[Any]) -> None:
         """Write chunks of one shard, (1, y, x); those of a shard come in C order, and before those of the next one."""
         full = self._pyramid.full
-        if full.chunks.round_out(part) != part or values.shape != part.shape or full.shards.cover(part).size != 1:
+        shards, chunks = full.shards.cover(part), full.chunks.cover(part)
+        if full.chunks.voxels(chunks) != part or values.shape != part.shape or shards.size != 1:
             raise ShapeMismatchError(
                 f"{full.path}: {part} with values of {values.shape} is no box of chunks of a shard"
             )
-        (shard,) = full.shards.cover(part)
-        whole = full.shards.box(shard)
-        _, row, column = full.chunks.cover(part.relative_to((0, *whole.start[1:]))).start
-        self._encoder.add(values[0], (row, column))
+        shard = shards.start
+        (_, row, column), (_, rows, columns) = chunks.start, full.chunks_of_shard
+        self._encoder.add(values[0], (row % rows, column % columns))
         self.reduce(part, values)
-        if part.stop == whole.stop:
+        if part.stop == full.shards.box(shard).stop:
             place = tuple(index - first for index, first in zip(shard, self._cells.start, strict=True))
             self._digests[place] = full.publish(shard, self._encoder.finish(), self._staging)
             self._encoder = full.encoder()

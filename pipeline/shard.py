@@ -221,9 +221,9 @@ class ShardEncoder:
             part = values[top : top + codec.chunk[0], left : left + codec.chunk[1]]
             if part.shape != codec.chunk or not part.flags.c_contiguous or part.dtype != codec.dtype:
                 chunk = scratch.array("chunk", codec.chunk, codec.dtype)
-                if part.shape != codec.chunk:
-                    chunk[...] = codec.fill
-                chunk[: part.shape[0], : part.shape[1]] = part
+                height, width = part.shape
+                chunk[:height, :width] = part
+                chunk[:height, width:] = chunk[height:] = codec.fill
                 part = chunk
             yield (row, column), part
 

@@ -240,6 +240,7 @@ class ShardedArray:
         self.fill: int = self._codec.fill
         self.shards = Grid(self.shape, (1, *self._codec.shard))
         self.chunks = Grid(self.shape, (1, *self._codec.chunk))
+        self.chunks_of_shard: Triple = (1, *self._codec.chunks)
 
 
 class OpenShard:
