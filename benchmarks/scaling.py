@@ -36,7 +36,7 @@ CASES = [("threads", 1), ("threads", 2), ("local", 1), ("local", 2)]
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--slices", {"type": int, "nargs": "+", "default": [8, 64], "help": "lengths of volumes"}),
     ("--long", {"type": int, "help": "one more length, such as 799, that is run once"}),
-    ("--speed-slices", {"type": int, "default": 32, "help": "slices of the volume for the speed-up"}),
+    ("--speed-slices", {"type": int, "default": 64, "help": "slices of the volume for the speed-up"}),
     ("--blocks", {"type": int, "nargs": "+", "default": [8, 80, 800, 8000], "help": "numbers of blocks to schedule"}),
     ("--repeats", {"type": int, "default": 3, "help": "runs of each, of which the median is reported"}),
     ("--folder", {"type": Path, "help": "where temporary volumes are made; needs 5 MB for each slice of each run"}),
