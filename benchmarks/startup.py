@@ -24,13 +24,13 @@ import json, time
 begin = time.perf_counter()
 import numpy as np
 import pipeline.plan, pipeline.runs, pipeline.terminal
-from pipeline.config import OtsuThreshold
+from pipeline.config import HistogramThreshold
 from pipeline.pyramid import reduce_label, reduced_levels
 from pipeline.tile import TileRule, segment_tiles
 imported = time.perf_counter()
 plane = np.random.default_rng(0).integers(256, size=(1, 2048, 2048), dtype=np.uint8)
 truth, mask = plane[0, :1024, :1024] // 128 * np.uint8(255), np.empty((1024, 1024), np.uint8)
-rule = TileRule(512, (1, 3, 3), True, OtsuThreshold().levels, (0, 255))
+rule = TileRule(512, (1, 3, 3), True, HistogramThreshold().levels, (0, 255))
 segment_tiles(plane, (512, 512), truth, mask, rule)
 list(reduced_levels(mask, reduce_label))
 print(json.dumps([imported - begin, time.perf_counter() - imported]))

@@ -32,8 +32,8 @@ class Run:
         self.pyramid_key = tables.pyramid_key
         self.kind = Kind(volume.label(name), Path("labels") / name, MASK_VALUES, name)
         self.threshold = Recipe.model_validate(tables.recipe).threshold
-        # Of 16 bits, tables of 256 bins tell no level.
-        self.resolves_levels = volume.dtype.itemsize == 1
+        # Of 16 bits, tables of 256 bins tell no level; and those of one tile tell none that is pooled.
+        self.resolves_levels = volume.dtype.itemsize == 1 and self.threshold.scope == "tile"
         self.truths = [truth for truth in tables.truths() if truth in volume.labels()]
         compared = {truth: tables.truth(truth) for truth in self.truths}
         self.keys = {
@@ -132,7 +132,7 @@ class RunSlice(Part):
             lambda tile: f"is {words.get(status[tile], status[tile])} where a mask is recorded",
         )
         done = self._done[where] = (status == Status.DONE) & self._usable["status"][where]
-        nowhere = done & np.isnan(self._of("threshold", block))
+        nowhere = done & np.isnan(self._of("threshold", block)) & self.source.threshold.decides
         self._differ("threshold", block, nowhere, lambda _: "has no level")
         self._usable["threshold"][where] &= ~nowhere
         undigested = (self._of("shard_digest", block) == ABSENT) & done.any()
@@ -231,7 +231,7 @@ class RunSlice(Part):
             map(tuple, np.argwhere(fits & self._usable["threshold"][where])) if self.source.resolves_levels else ()
         ):
             table, level = histogram[tile], self._of("threshold", block)[tile]
-            levelled[tile] = level == self.source.threshold.levels(table[None])[0]
+            levelled[tile] = np.array_equal(level, self.source.threshold.levels(table[None])[0], equal_nan=True)
             fits[tile] &= not levelled[tile] or counts_above(table, level) == tuple(counts[tile])
         self._differ(f"{folder}/histogram", block, made & ~fits, lambda _: "does not give the counts of mask and truth")
         self._differ("threshold", block, fits & ~levelled, lambda _: "is not the level that the histogram gives")

@@ -232,6 +232,55 @@ def plan(
 
 
 @app.command()
+def compare(
+    target: Target,
+    methods: Annotated[str, typer.Option(help="Threshold methods, such as otsu,yen; default all.")] = "",
+    scopes: Annotated[str, typer.Option(help="What shares a level: tile,slice,volume; default all.")] = "",
+    denoise: Annotated[
+        list[str] | None,
+        typer.Option(help="A filter: none, median:5 or median:3,3,3; may repeat, and each costs a run."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="Score that ranks: mcc or f1.")] = "mcc",
+    folds: Annotated[int | None, typer.Option(help="Parts of the slices that are held out in turn.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the winner as a configuration for `kesm run`.")] = None,
+    truth: Truth = None,
+    name: Name = None,
+    region: Region = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    foreground: Foreground = None,
+    assignments: Set = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV on stdout.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge every threshold method on the annotated tiles, and say which is best and how sure that is."""
+    with answering():
+        options = run_options(truth, name, region, threads, memory, foreground)
+        config = configure(target, options, scheduler, assignments)
+        from pipeline.choice import compare as compare_methods
+        from pipeline.choice import parse_contest, write_recipe
+        from pipeline.disk import disk_errors
+        from pipeline.terminal import Meter, show_choice
+
+        contest = parse_contest(config, words(methods), words(scopes), denoise or [], by, folds)
+        choice = compare_methods(config, contest, lambda run_name: Meter(f"run {run_name}"))
+        if write is not None:
+            with disk_errors(write):
+                write_recipe(choice, write)
+        if as_json:
+            print(json.dumps(choice.document()))
+        elif as_csv:
+            print(choice.table(), end="")
+        else:
+            show_choice(choice)
+        if write is not None:
+            say(f"wrote {write}; next: kesm run {quote(str(write))}")
+        if choice.failed:
+            raise typer.Exit(EXIT_PARTIAL)
+
+
+@app.command()
 def sync(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration with a section `sync`.")],
     every: Annotated[
@@ -387,6 +436,63 @@ def verify(
             raise typer.Exit(EXIT_PARTIAL)
 
 
+@app.command()
+def validate(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    truth: Annotated[str, typer.Option(help="Label that is taken as right: 0 background, 127 not annotated, 255.")],
+    more_files: Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)] = None,
+    mask: Annotated[str | None, typer.Option(help="Label that is judged, whoever made it: 0 background.")] = None,
+    mask_files: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILES...", help="Image files, folders or patterns that are judged, instead of a label."),
+    ] = None,
+    start_z: Annotated[
+        int | None, typer.Option(min=0, help="Files: the slice that the first is for; default 0.")
+    ] = None,
+    region: Region = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Compare any two labels of a volume, or image files with one, and score them as a run is scored."""
+    with answering():
+        from pipeline.errors import ConfigError
+        from pipeline.execute import ThreadRunner
+        from pipeline.ingest import ingest_threads
+        from pipeline.plan import available_cpus
+        from pipeline.stack import find_pages
+        from pipeline.terminal import Meter, score_rows, summary_rows
+        from pipeline.validate import document, open_files, open_label
+        from pipeline.validate import validate as validate_labels
+        from pipeline.volume import Volume
+
+        if (mask is None) == (not mask_files):
+            raise ConfigError(f"--mask, --mask-files: got {'both' if mask else 'neither'}, expected one of them")
+        if mask is not None and (more_files or start_z is not None):
+            raise ConfigError(f"{more_files[0] if more_files else '--start-z'}: only with --mask-files; leave it out")
+        opened, workers = Volume(volume), threads or available_cpus()
+        chosen = None if region is None else configure(volume, {"region": region}, None, None).region
+        box = None if chosen is None else chosen.box(opened.shape)
+        right = open_label(opened, truth, is_truth=True)
+        if mask is None:
+            pages = find_pages([*(mask_files or []), *(more_files or [])])
+            judged, workers = open_files(opened, pages, start_z or 0), ingest_threads(pages[0], workers)
+        else:
+            judged = open_label(opened, mask, is_truth=False)
+        with Meter("validate") as meter:
+            summary = validate_labels(opened, judged, right, ThreadRunner(workers, meter), box)
+        if as_json:
+            print(json.dumps(document(summary)))
+        else:
+            tiles = summary.macro.tiles if summary.macro else 0
+            print(f"{judged.name} against {right.name}: volume, mean of {tiles} tiles")
+            for title, *values in (*score_rows(summary), *summary_rows(summary)):
+                print(f"{title:<18}" + "".join(f"{value:>24}" for value in values))
+            for part, reason in summary.failures:
+                print(f"failed: {part}: {reason}")
+        if summary.tiles.failed:
+            raise typer.Exit(EXIT_PARTIAL)
+
+
 def run_options(
     truth: str | None,
     name: str | None,
@@ -415,6 +521,11 @@ def configure(
         overrides |= {"cluster.engine": "address", "cluster.address": scheduler}
     overrides |= dict(parse_assignment(assignment) for assignment in assignments or [])
     return load_config(target, overrides)
+
+
+def words(text: str) -> list[str]:
+    """``otsu, yen`` as its words."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from pipeline.errors import ConfigError, RegionError
 from pipeline.geometry import Box, Triple
-from pipeline.histogram import otsu_levels
+from pipeline.threshold import LEVEL_OF, levels_of
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 TAGS = {"denoise": ("method", "median"), "threshold": ("method", "otsu"), "cluster": ("engine", "threads")}
@@ -93,19 +93,28 @@ class MedianDenoise(Frozen):
         return (1, self.size, self.size) if isinstance(self.size, int) else self.size
 
 
-class OtsuThreshold(Frozen):
-    """Level that maximises the variance between the two classes (Otsu 1979)."""
+class HistogramThreshold(Frozen):
+    """A level that is found from a histogram: see `pipeline.threshold` for the methods."""
 
-    method: Literal["otsu"] = "otsu"
-    scope: Literal["tile"] = Field("tile", description="voxels that share a level")
+    method: Literal["otsu", "li", "yen", "triangle", "isodata", "mean", "minimum"] = "otsu"
+    scope: Literal["tile", "slice", "volume"] = Field("tile", description="voxels that share a level")
 
     def fits(self, top: int) -> bool:  # noqa: ARG002
         """Whether the method makes sense for an image whose highest level is ``top``."""
         return True
 
+    @property
+    def decides(self) -> bool:
+        """Whether any histogram has a level; a minimum needs two peaks."""
+        return self.method != "minimum"
+
     def levels(self, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
-        """Level of each of some joint tables, (tiles, 3, levels), on their own scale."""
-        return otsu_levels(tables)
+        """Level of each of some joint tables, (tiles, 3, levels), on their own scale; NaN where there is none."""
+        return levels_of(self.method, tables)
+
+    def level(self, counts: NDArray[np.int64]) -> float:
+        """Level of a pooled histogram, (levels,)."""
+        return float(LEVEL_OF[self.method](counts))
 
 
 class FixedThreshold(Frozen):
@@ -119,13 +128,22 @@ class FixedThreshold(Frozen):
         """Whether the level exists in an image whose highest level is ``top``."""
         return self.level_value <= top
 
+    @property
+    def decides(self) -> bool:
+        """Whether there always is a level."""
+        return True
+
     def levels(self, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
         """Level of each of some joint tables: the one that was given."""
         return np.full(len(tables), self.level_value)
 
+    def level(self, counts: NDArray[np.int64]) -> float:  # noqa: ARG002
+        """Level of any histogram: the one that was given."""
+        return self.level_value
+
 
 Denoise = Annotated[NoDenoise | MedianDenoise, Field(discriminator="method"), _of_kind("denoise")]
-Threshold = Annotated[OtsuThreshold | FixedThreshold, Field(discriminator="method"), _of_kind("threshold")]
+Threshold = Annotated[HistogramThreshold | FixedThreshold, Field(discriminator="method"), _of_kind("threshold")]
 
 
 class Recipe(Frozen):
@@ -136,7 +154,7 @@ class Recipe(Frozen):
     )
     tile: int = Field(512, ge=16, le=2048, description="side in voxels of the tile that is thresholded by itself")
     denoise: Denoise = MedianDenoise()
-    threshold: Threshold = OtsuThreshold()
+    threshold: Threshold = HistogramThreshold()
 
     @property
     def halo(self) -> Triple:
@@ -379,6 +397,7 @@ class RunConfig(Recipe):
     )
     region: Annotated[Region | None, BeforeValidator(_parse_region)] = None
     memory: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(None, description="bytes of the whole run")
+    refit: bool = Field(False, description="find the level of the volume anew, where that is the scope")
     cluster: Cluster = ThreadsCluster()
     sync: Annotated[SyncOptions | None, _of_keys("images: {folder: slices}", optional=True)] = Field(
         None, description="source folders of `kesm sync`"

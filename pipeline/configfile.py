@@ -223,6 +223,10 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("sync", "truth"): TruthFolder,
 }
 _KINDS = {
-    section: {kind.model_fields[TAGS[section][0]].default: _keys(kind) for kind in get_args(get_args(union)[0])}
+    section: {
+        tag: _keys(kind)
+        for kind in get_args(get_args(union)[0])
+        for tag in get_args(kind.model_fields[TAGS[section][0]].annotation)
+    }
     for section, union in (("denoise", Denoise), ("threshold", Threshold), ("cluster", Cluster))
 }

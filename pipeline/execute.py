@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import dask
@@ -23,12 +24,13 @@ import numpy as np
 from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 
-from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluster
-from pipeline.confusion import SCORE_PARTS, Scores, mean_scores, score_parts
+from pipeline.config import AddressCluster, Cluster, LocalCluster, Recipe, ThreadsCluster
+from pipeline.confusion import SCORE_PARTS, Macro, mean_scores, sum_scores
 from pipeline.errors import DamageError, SchedulerError
 from pipeline.geometry import Box, Triple
 from pipeline.keys import stale_pyramids, unfinished
 from pipeline.plan import Plan, available_cpus
+from pipeline.pool import slice_counts
 from pipeline.record import Column, recorded
 from pipeline.segment import Job, build_pyramid, run_block
 from pipeline.store import ShardedArray
@@ -100,12 +102,12 @@ class Outcome:
     ----------
     totals : ndarray
         int64 (len(Column),).
-    macro : tuple or None
+    macro : Macro or None
         Mean scores over the annotated tiles, and how many those are.
     """
 
     totals: NDArray[np.int64]
-    macro: tuple[Scores, int] | None
+    macro: Macro | None
 
     @classmethod
     def of(cls, sums: Sums) -> Outcome:
@@ -138,6 +140,32 @@ def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: O
             raise DamageError("; ".join(filter(None, lost)))
         return execute(plan, job, tables, engine, observer, again=False)
     return Outcome.of(sums)
+
+
+def pooled_counts(plan: Plan, engine: Engine, observer: Observer) -> NDArray[np.int64]:
+    """Count the filtered voxels of the whole volume by grey level, int64 (levels,): a task a slice, and a tree.
+
+    Raises
+    ------
+    DamageError
+        If a slice cannot be read.
+    """
+    volume = Volume(plan.volume)
+    present = [int(z) for z in np.flatnonzero(volume.slices.present())]
+    levels = 1 << 8 * volume.dtype.itemsize
+    if not present:
+        return np.zeros(levels, np.int64)
+    observer(JobsStarted(len(present), "pooling"))
+    with engine.listen(observer) as notify:
+        counts = da.map_blocks(
+            _PoolTask(plan.volume, plan.recipe, plan.block, _ranges(present), notify),
+            chunks=((1,) * len(present), (levels,)),
+            dtype=np.int64,
+            meta=np.empty((0, 0), np.int64),
+            name=f"pool-{uuid.uuid4().hex}",
+        )
+        total: NDArray[np.int64] = engine.compute(counts.sum(axis=0, split_every=SPLIT_EVERY))[0]
+    return total
 
 
 def finished(plan: Plan, tables: RunTables, observer: Observer) -> Outcome | None:
@@ -221,7 +249,7 @@ class Engine:
 
         def receive(event: tuple[float, Any]) -> None:
             block = event[1]["block"]
-            observer(BlockDone(**{**block, "counts": tuple(block["counts"])}))
+            observer(BlockDone(**{**block, "counts": tuple(block["counts"])}) if block else JobDone())
 
         self._client.subscribe_topic(topic, receive)
         try:
@@ -305,6 +333,23 @@ class _Topic:
 
 
 @dataclass(frozen=True, slots=True)
+class _PoolTask:
+    """The task that counts a slice."""
+
+    volume: Path
+    recipe: Recipe
+    block: Triple
+    slices: tuple[range, ...]
+    notify: Observer
+
+    def __call__(self, block_id: tuple[int, ...]) -> NDArray[np.int64]:
+        """Return the counts of the slice, with an axis of length 1."""
+        counts = slice_counts(Volume(self.volume), self.recipe, _nth(self.slices, block_id[0]), self.block)
+        self.notify(JobDone())
+        return counts[None]
+
+
+@dataclass(frozen=True, slots=True)
 class _Task:
     """The task of a block: all that it must know but for its place, and the same for all."""
 
@@ -335,8 +380,7 @@ class _Task:
 
 def _sums(record: NDArray[np.int64]) -> NDArray[np.int64]:
     """Columns, and parts of the scores, of tiles (z, y, x), summed."""
-    parts = score_parts(record[..., : Column.VOXELS])
-    sums: NDArray[np.int64] = np.concatenate([record, parts], axis=-1).sum(axis=(0, 1, 2))
+    sums: NDArray[np.int64] = np.concatenate([record.sum(axis=(0, 1, 2)), sum_scores(record[..., : Column.VOXELS])])
     return sums
 
 

@@ -440,3 +440,9 @@ def _rebin(rows: NDArray[np.uint32], low: int, width: int, out: NDArray[np.uint3
                 total += rows[row, level]
             out[row, index] = total
             start = stop
+
+
+def bin_top(index: int, window: tuple[int, int]) -> int:
+    """Highest grey level that `rebin` counts in a bin or below it: one before the window where the bin is -1."""
+    low, high = window
+    return low - (-(index + 1) * (high - low + 1)) // WINDOWED_LEVELS - 1

@@ -8,6 +8,7 @@ the mask's key and the truth's digests.
 from __future__ import annotations
 
 import json
+import struct
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +31,9 @@ def recipe_key(recipe: Recipe) -> int:
     return digest_bytes(json.dumps([ALGORITHM, recipe.document()], sort_keys=True).encode())
 
 
-def mask_keys(recipe: Recipe, image_digests: NDArray[np.uint64], grids: Grids, tiles: Box) -> NDArray[np.uint64]:
+def mask_keys(
+    recipe: Recipe, image_digests: NDArray[np.uint64], grids: Grids, tiles: Box, level: float | None = None
+) -> NDArray[np.uint64]:
     """Keys of the masks of a box of tiles of one slice.
 
     Parameters
@@ -41,14 +44,18 @@ def mask_keys(recipe: Recipe, image_digests: NDArray[np.uint64], grids: Grids, t
     grids : Grids
     tiles : Box
         Of the tile grid, one slice.
+    level : float, optional
+        Of the whole volume, where the recipe has one.
 
     Returns
     -------
     ndarray
         uint64, of the shape of ``tiles``.
     """
-    seed = recipe_key(recipe).to_bytes(8, "little")
-    return _keys(seed, image_digests, grids, tiles, recipe.halo)
+    seed = recipe_key(recipe).to_bytes(8, "little") + (b"" if level is None else struct.pack("<d", level))
+    depth, *halo = recipe.halo
+    support = grids.tiles.shape[1:] if recipe.threshold.scope == "slice" else halo
+    return _keys(seed, image_digests, grids, tiles, (depth, *support))
 
 
 def counts_keys(
@@ -111,7 +118,7 @@ def _valid(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> 
         if not valid[row].any():
             continue
         of_slice = Box((z, *tiles.start[1:]), (z + 1, *tiles.stop[1:]))
-        keys = mask_keys(recipe, digests[z - first : z - first + 2 * depth + 1], tables.grids, of_slice)
+        keys = mask_keys(recipe, digests[z - first : z - first + 2 * depth + 1], tables.grids, of_slice, tables.level)
         valid[row] &= masks[row] == keys
         if traced is not None and recorded is not None:
             valid[row] &= recorded[row] == counts_keys(keys, traced[row], tables.grids, of_slice)

@@ -45,6 +45,10 @@ class Plan:
         Whether a run of this name, made with another recipe, is thrown away.
     region : Box
         Voxels that are scored: whole tiles.
+    pools : bool
+        Whether the level of the whole volume is found first.
+    passes : int
+        How often the image is read.
     blocks : Box
         Blocks that are worked on, as a box of the block grid.
     engine : str
@@ -65,6 +69,8 @@ class Plan:
     whole: bool
     block: Triple
     replaces: bool
+    pools: bool
+    passes: int
     grids: Grids
     blocks: Box
     engine: str
@@ -88,7 +94,7 @@ class Plan:
             "tiles": self.grids.tiles.cover(self.region).size,
             "engine": self.engine,
             "tasks": self.tasks,
-            "passes": 1,
+            "passes": self.passes,
             "read_bytes": self.read_bytes,
             "task_bytes": self.task_bytes,
             "peak_bytes": self.peak_bytes,
@@ -151,13 +157,32 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
             "or use fewer --threads"
         )
     blocks = grids.blocks.cover(asked)
-    read = grids.blocks.voxels(blocks).size * (volume.dtype.itemsize * recipe.denoise.window[0] + bool(config.truth))
+    replaces = replace and _differs(volume, name, recipe)
+    pools = _pools(volume, name, config, replaces)
+    passes = _passes(recipe, grids, pools)
+    image_bytes = volume.dtype.itemsize * recipe.denoise.window[0] * passes
+    read = grids.blocks.voxels(blocks).size * (image_bytes + bool(config.truth))
     return Plan(
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
-        whole=config.region is None, block=block, replaces=replace and _differs(volume, name, recipe),
+        whole=config.region is None, block=block, replaces=replaces, pools=pools, passes=passes,
         grids=grids, blocks=blocks, engine=config.cluster.engine,
         tasks=tasks, task_bytes=needed, peak_bytes=fixed + tasks * needed, limit_bytes=limit, read_bytes=read,
     )  # fmt: skip
+
+
+def _pools(volume: Volume, name: str, config: RunConfig, replaces: bool) -> bool:
+    """Whether a level of the whole volume is wanted that no earlier attempt has found."""
+    if config.threshold.scope != "volume":
+        return False
+    if config.refit or replaces or name not in run_names(volume):
+        return True
+    return RunTables(volume, name).level is None
+
+
+def _passes(recipe: Recipe, grids: Grids, pools: bool) -> int:
+    """How often the image is read: once, unless a level needs more of it than a block has."""
+    parts = grids.blocks.cells[1] * grids.blocks.cells[2]
+    return 1 + pools + (parts if recipe.threshold.scope == "slice" and parts > 1 else 0)
 
 
 def tiles_done(plan: Plan) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.activity import Activity, activity
-from pipeline.confusion import Counts, Scores, mean_scores, score_parts, scores
+from pipeline.confusion import Counts, Macro, Scores, Undefined, mean_scores, scores, sum_scores
 from pipeline.errors import DamageError, MissingInputError, PipelineError
 from pipeline.geometry import Box
 from pipeline.keys import valid_tiles
@@ -26,7 +26,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Tiles of a region by their state; ``done`` includes ``reused``, and done + failed + pending + absent = total."""
+    """Tiles of a region by their state; done + failed + pending + absent = total.
+
+    ``done`` includes those ``reused``, and those ``undecided``: the method found no level, and their mask is empty.
+    """
 
     total: int
     done: int
@@ -34,6 +37,7 @@ class Tiles:
     failed: int
     pending: int
     absent: int
+    undecided: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ class Summary:
         Voxels of the tiles that are done, and of those the annotated ones.
     counts, scores : Counts, Scores or None
         Summed over the region, where there is a truth.
-    macro : tuple or None
-        Means of accuracy, F1 and MCC over the annotated tiles, and how many those are.
+    macro : Macro or None
+        Means of the scores over the annotated tiles, how many those are, and in how many each score is 0 / 0.
     levels : tuple or None
         Lowest, median and highest level of the tiles, on the filtered scale.
     failures : list of (Box, str)
@@ -61,7 +65,7 @@ class Summary:
     annotated: int
     counts: Counts | None
     scores: Scores | None
-    macro: tuple[Scores, int] | None
+    macro: Macro | None
     levels: tuple[float, float, float] | None
     tiles: Tiles
     failures: Sequence[tuple[Box, str]]
@@ -81,7 +85,7 @@ class Summary:
             "annotated": self.annotated,
             "counts": None if self.counts is None else asdict(self.counts),
             "scores": None if self.scores is None else asdict(self.scores),
-            "macro": None if self.macro is None else asdict(self.macro[0]) | {"tiles": self.macro[1]},
+            "macro": None if self.macro is None else self.macro.document(),
             "levels": None if self.levels is None else dict(zip(keys, map(_number, self.levels), strict=True)),
             "tiles": asdict(self.tiles),
             "failures": [{"region": str(box), "reason": reason} for box, reason in self.failures],
@@ -89,10 +93,13 @@ class Summary:
         }
 
 
-def summarise(volume: Volume, name: str, truth: str | None, region: Box | None = None) -> Summary:
+def summarise(
+    volume: Volume, name: str, truth: str | None, region: Box | None = None, undefined: Undefined = "article"
+) -> Summary:
     """Sum the tables of a run over the tiles of a region, or over all.
 
-    Tiles of which a table cannot be read are pending, and the table's chunk is among the failures.
+    Tiles of which a table cannot be read are pending, and the table's chunk is among the failures. What a score is
+    where it is ``undefined`` is said by `pipeline.confusion.scores`.
 
     Raises
     ------
@@ -118,14 +125,15 @@ def summarise(volume: Volume, name: str, truth: str | None, region: Box | None =
     if table is not None:
         table[~done] = 0
         counts = Counts(*(int(value) for value in table.sum(axis=(0, 1, 2))))
-        macro = mean_scores(score_parts(table).sum(axis=(0, 1, 2)))
+        macro = mean_scores(sum_scores(table, undefined), undefined)
     window = tables.grids.tiles.voxels(tiles)
     failures = [(box, reason) for box, reason in tables.failures(truth) if (box & window).size]
     return Summary(
         name=name, volume=str(volume.path), region=region, truth=truth,
         voxels=int(tables.grids.tiles.sizes(tiles)[done].sum()), annotated=counts.total if counts else 0,
-        counts=counts, scores=scores(counts) if counts else None, macro=macro, levels=_levels(level[done]),
-        tiles=_tiles(volume, tiles, _failed(tables, tiles, status, failures), done), failures=failures + survey.damage,
+        counts=counts, scores=scores(counts, undefined) if counts else None, macro=macro, levels=_levels(level[done]),
+        tiles=_tiles(volume, tiles, _failed(tables, tiles, status, failures), done, level),
+        failures=failures + survey.damage,
     )  # fmt: skip
 
 
@@ -199,7 +207,9 @@ def _failed(
     return failed
 
 
-def _tiles(volume: Volume, tiles: Box, failed: NDArray[np.bool_], done: NDArray[np.bool_]) -> Tiles:
+def _tiles(
+    volume: Volume, tiles: Box, failed: NDArray[np.bool_], done: NDArray[np.bool_], level: NDArray[np.float64]
+) -> Tiles:
     here = volume.slices.present()[tiles.start[0] : tiles.stop[0], None, None]
     present = np.broadcast_to(here, done.shape)
     finished, broken = int((present & done).sum()), int((present & failed & ~done).sum())
@@ -210,6 +220,7 @@ def _tiles(volume: Volume, tiles: Box, failed: NDArray[np.bool_], done: NDArray[
         failed=broken,
         pending=int(present.sum()) - broken - finished,
         absent=int((~present).sum()),
+        undecided=int((present & done & np.isnan(level)).sum()),
     )
 
 
@@ -225,7 +236,7 @@ def _number(value: float) -> float | int | None:
     return int(value) if value == int(value) else value
 
 
-def describe(volume: Volume) -> tuple[dict[str, Any], list[Summary]]:
+def describe(volume: Volume, undefined: Undefined = "article") -> tuple[dict[str, Any], list[Summary]]:
     """What a volume holds, who works on it, and the summary of each run against each truth that it was compared with.
 
     What cannot be read is a line of the document's ``problems``, and stops nothing.
@@ -247,7 +258,7 @@ def describe(volume: Volume) -> tuple[dict[str, Any], list[Summary]]:
             works.append(activity(RunTables(volume, name)))
         with noted(problems):
             truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
-            summaries += [summarise(volume, name, truth) for truth in truths or [None]]
+            summaries += [summarise(volume, name, truth, undefined=undefined) for truth in truths or [None]]
     document = {
         "schema": SCHEMA,
         "volume": str(volume.path),

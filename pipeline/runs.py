@@ -14,7 +14,7 @@ from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
 from pipeline.disk import disk_errors
 from pipeline.errors import ExistsError, LockedError
-from pipeline.execute import Client, Observer, Outcome, execute, finished, ignore, start_engine
+from pipeline.execute import Client, Observer, Outcome, execute, finished, ignore, pooled_counts, start_engine
 from pipeline.plan import Plan, check_free, make_plan
 from pipeline.record import Column
 from pipeline.report import Summary, Tiles, summarise
@@ -55,6 +55,10 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
     job = Job(volume.path, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
     with start_engine(cluster, observer, client) as engine, _claim(volume, job):
         tables = _prepare(volume, plan)
+        if plan.pools:
+            counts = pooled_counts(plan, engine, observer)
+            if counts.any():
+                tables.freeze(plan.recipe.threshold.level(counts))
         with Attempt(volume, tables, plan, observer) as attempt:
             try:
                 outcome = execute(plan, job, tables, engine, attempt)
@@ -70,7 +74,7 @@ def _finished(volume: Volume, plan: Plan, observer: Observer) -> Outcome | None:
 
     Nor is one finished that has something staged: another process works on it, or has died and is to be swept.
     """
-    if plan.replaces or plan.name not in run_names(volume) or plan.name not in volume.labels():
+    if plan.replaces or plan.pools or plan.name not in run_names(volume) or plan.name not in volume.labels():
         return None
     if (beside(volume.path, "staging") / f"run-{plan.name}").exists():
         return None
@@ -175,6 +179,7 @@ def _summary(volume: Volume, plan: Plan, outcome: Outcome, elapsed_s: float) -> 
             failed=total[Column.FAILED],
             pending=0,
             absent=total[Column.ABSENT],
+            undecided=stored.tiles.undecided,
         ),
         elapsed_s=round(elapsed_s, 3),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipeline.errors import DamageError, LockedError, PipelineError, StorageErro
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.keys import counts_keys, has_shards, mask_keys, pyramid_key
 from pipeline.ledger import Ledger
-from pipeline.median import reflect
+from pipeline.pool import slice_counts, window_counts
 from pipeline.pyramid import Pyramid
 from pipeline.record import Column, done_record
 from pipeline.scratch import scratch
@@ -28,7 +28,7 @@ from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, TileTables, segment_tiles
 from pipeline.volume import Volume, beside
-from pipeline.window import CheckedShard, Lost, Window
+from pipeline.window import CheckedShard, Lost, Window, covered_planes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class _Block:
         image_digests, planes = self._image_inputs()
         if not planes:
             return self._leave_empty()
-        keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles)
+        keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles, self.handles.tables.level)
         masked = self.masked = self._is_masked(keys)  # before the truth is looked at: a damaged one costs no mask
         truth_digests = self._truth_inputs()
         count_keys = None if truth_digests is None else counts_keys(keys, truth_digests, self.grids, self.tiles)
@@ -255,25 +255,7 @@ class _Block:
             raise LockedError(f"{self.job.volume}: another process has taken over run {self.job.name!r}")
 
     def _image_inputs(self) -> tuple[NDArray[np.uint64], list[int]]:
-        """Digests of the slices that the filter's window covers, and the slice that each of its planes is read from.
-
-        Beyond the volume, and beyond a gap, slices reflect.
-        """
-        depth = self.job.recipe.halo[0]
-        first, last = max(0, self.z - depth), min(self.grids.tiles.shape[0], self.z + depth + 1)
-        found = self.handles.volume.slices.shard_digests(first, last)
-        digests = np.zeros((2 * depth + 1, *found.shape[1:]), np.uint64)
-        digests[first - self.z + depth : last - self.z + depth] = found
-        here: NDArray[np.bool_] = np.any(digests != ABSENT, axis=(1, 2))
-        if not here[depth]:
-            return digests, []
-        before = next((step for step in range(1, depth + 1) if not here[depth - step]), depth + 1) - 1
-        after = next((step for step in range(1, depth + 1) if not here[depth + step]), depth + 1) - 1
-        # A run of slices that goes on beyond the window must not reflect at the window's end, and never does: the
-        # filter reads no further than `depth`.
-        length = before + after + 1
-        planes = [self.z - before + reflect(step + before, length) for step in range(-depth, depth + 1)]
-        return digests, planes
+        return covered_planes(self.handles.volume, self.z, self.job.recipe.halo[0])
 
     def _truth_inputs(self) -> NDArray[np.uint64] | None:
         if self.handles.truth is None:
@@ -284,11 +266,13 @@ class _Block:
         self, planes: list[int], image_digests: Array, truth_digests: Array | None, write_mask: bool
     ) -> _Results:
         """Work through the block chunk by chunk: what was read of one is in cache when it is used and written."""
-        results = _Results.empty(self.tiles.shape, with_truth=truth_digests is not None)
         volume, halo = self.handles.volume, self.job.recipe.halo
         around = self.box.grow((0, halo[1], halo[2])) & Box.whole(volume.shape)
-        window, truth_lost = Window(volume, around, halo, planes, image_digests), Lost()
         whole = self.box.shape[1:] == volume.shape[1:]  # else the levels follow when all blocks of the slice are done
+        level = None if whole else self._shared_level(None)  # before the window, whose memory it uses
+        window, truth_lost = Window(volume, around, halo, planes, image_digests), Lost()
+        rule = self._rule(self._shared_level(window) if whole else level)
+        results = _Results.empty(rule, self.tiles.shape, with_truth=truth_digests is not None)
         writer = self.handles.mask.writer(self.box, self.job.staging, with_levels=whole) if write_mask else None
         for shard in self.grids.shards.parts(self.box):
             window.load(shard)
@@ -321,13 +305,13 @@ class _Block:
     def _segment(self, part: Box, window: Window, truth: Array | None, mask: Array, results: _Results) -> None:
         """Segment the tiles of a part into ``mask``, and fill in their part of the tables."""
         (_, top, left), (_, first_row, first_column) = part.start, window.box.start
-        start = top - first_row, left - first_column
-        tables = segment_tiles(window.values, start, None if truth is None else truth[0], mask[0], self._rule)
+        start, rule = (top - first_row, left - first_column), results.rule
+        tables = segment_tiles(window.values, start, None if truth is None else truth[0], mask[0], rule)
         where = self.grids.tiles.cover(part).relative_to(self.tiles.start).slices
         results.take(where[1:], tables)
         for row, column in np.argwhere(results.failed[where][0]):
-            top, left = int(row) * self._rule.side, int(column) * self._rule.side
-            mask[0, top : top + self._rule.side, left : left + self._rule.side] = 0
+            top, left = int(row) * rule.side, int(column) * rule.side
+            mask[0, top : top + rule.side, left : left + rule.side] = 0
 
     @property
     def _units(self) -> Grid:
@@ -350,19 +334,30 @@ class _Block:
         truth.read(part, values)
         return values
 
-    @cached_property
-    def _rule(self) -> TileRule:
+    def _shared_level(self, window: Window | None) -> float | None:
+        """Level that all tiles of the block have; None where each finds its own.
+
+        That of a slice needs all of it: which a window of the whole slice has, and else is read in addition.
+        """
+        recipe, tables = self.job.recipe, self.handles.tables
+        if recipe.threshold.scope == "volume":
+            return tables.level
+        if recipe.threshold.scope == "tile":
+            return None
+        if window is None:
+            return recipe.threshold.level(slice_counts(self.handles.volume, recipe, self.z, tables.block))
+        return recipe.threshold.level(window_counts(window, self.box, recipe))
+
+    def _rule(self, level: float | None) -> TileRule:
         """How a tile becomes a mask; with the grey levels that the stored histograms resolve, on the filtered scale."""
         recipe, volume = self.job.recipe, self.handles.volume
-        low, high = volume.window
-        top = int(np.iinfo(volume.dtype).max)
         dark = recipe.foreground == "dark"
         return TileRule(
             side=recipe.tile,
             window=recipe.denoise.window,
             invert=dark,
-            levels=recipe.threshold.levels,
-            bins=(top - high, top - low) if dark else (low, high),
+            levels=recipe.threshold.levels if level is None else lambda tables: np.full(len(tables), level),
+            bins=volume.filtered_window(dark),
         )
 
     def _forget(self, masked: bool) -> None:
@@ -411,6 +406,7 @@ class _Block:
 class _Results:
     """Tables of one block, as they are filled; with the tiles that fail or only are not counted, and why."""
 
+    rule: TileRule
     threshold: NDArray[np.float64]
     counts: NDArray[np.int64] | None
     histogram: NDArray[np.uint32] | None
@@ -420,8 +416,9 @@ class _Results:
     reasons: dict[str, list[Box]] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, tiles: Triple, with_truth: bool) -> _Results:
+    def empty(cls, rule: TileRule, tiles: Triple, with_truth: bool) -> _Results:
         return cls(
+            rule=rule,
             threshold=np.full(tiles, np.nan),
             counts=np.zeros((*tiles, 4), np.int64) if with_truth else None,
             histogram=np.zeros((*tiles, 3, HISTOGRAM_LEVELS), np.uint32) if with_truth else None,

@@ -6,6 +6,7 @@ another one, 42 to 49 % of the entries were lost.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -101,6 +102,8 @@ class RunTables:
         self.name = name
         self.recipe: dict[str, Any] = document["recipe"]
         self.block: Triple = tuple(document["block"])
+        level = document.get("level")
+        self.level: float | None = math.nan if level == "NaN" else level
         self._path = volume.path / "tiles" / name
         self._documents = volume.path / "runs" / name
         self.grids = Grids.of(volume.shape, self.recipe["tile"], self.block)
@@ -125,6 +128,12 @@ class RunTables:
             create_document(volume.path / "runs" / name / documents, {})
         create_document(volume.path / "runs" / name, {"recipe": recipe, "block": list(block)})
         return cls(volume, name)
+
+    def freeze(self, level: float) -> None:
+        """Record the level of the whole volume, which slices that arrive later have too."""
+        self.level = level
+        written = "NaN" if math.isnan(level) else level  # which JSON does not have
+        create_document(self._documents, {"recipe": self.recipe, "block": list(self.block), "level": written})
 
     @cached_property
     def threshold(self) -> Table:

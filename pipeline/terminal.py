@@ -8,21 +8,25 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from shlex import quote
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from pipeline.confusion import Counts, scores
+from pipeline.confusion import Counts, Macro, scores
 from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
 from pipeline.plan import Plan
 from pipeline.report import Summary
 
+if TYPE_CHECKING:  # it loads SciPy's statistics, which a run does not need
+    from pipeline.choice import Choice
+
 PLAIN_EVERY_S = 5.0
 COUNTS_WIDTH = 100  # columns from which on a bar has room for the counts beside the time that is left
 FILE_WIDTH = 200  # columns where the output is no terminal: rich would cut names at 80
+SHOWN_SCORES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "mcc": "MCC"}
 
 
 def make_console(stream: TextIO | None = None) -> Console:
@@ -124,7 +128,7 @@ class Meter:
             if self._console.width >= COUNTS_WIDTH:
                 cells = {"tp": now.tp, "fp": now.fp, "fn": now.fn, "tn": now.tn}
                 found += [f"{cell} {_short(count)}" for cell, count in cells.items()]
-            found.append(f"mcc {now.mcc:.3f}")
+            found.append(f"mcc {scores(now).mcc:.3f}")
         if self._failed:
             found.append(f"{self._failed} failed")
         return " ".join(found)
@@ -137,7 +141,7 @@ def show_summary(summary: Summary, console: Console | None = None) -> None:
     table.add_column("")
     table.add_column("volume", justify="right")
     if summary.counts is not None:
-        tiles = summary.macro[1] if summary.macro else 0
+        tiles = summary.macro.tiles if summary.macro else 0
         table.add_column(f"mean of {tiles} tiles", justify="right")
     for row in (*score_rows(summary), *summary_rows(summary)):
         table.add_row(*row)
@@ -146,16 +150,44 @@ def show_summary(summary: Summary, console: Console | None = None) -> None:
         console.print(f"failed: {box}: {reason}", soft_wrap=True)
 
 
+def show_choice(choice: Choice, console: Console | None = None) -> None:
+    """Print the ranking of a comparison, the best level as its ceiling, and what to take from it."""
+    console = console or make_console()
+    metric = choice.ranking.metric
+    table = Table(title=f"{choice.ranking.slices} annotated slices, by {metric.upper()}", title_justify="left")
+    for title in ("method", "scope", "filter"):
+        table.add_column(title)
+    for title in ("MCC", "F1", f"{metric.upper()}, 95 %", "behind the best"):
+        table.add_column(title, justify="right")
+    for place in choice.ranking.places:
+        candidate = place.candidate
+        table.add_row(
+            candidate.method, candidate.scope, candidate.denoise,
+            _score(place.scores.mcc), _score(place.scores.f1), _span(place.interval),
+            " ".join(filter(None, [f"{place.behind:.4f}", _span(place.behind_interval)])),
+        )  # fmt: skip
+    console.print(table)
+    for each in choice.judged:
+        if each.ceiling is not None:
+            console.print(
+                f"{each.name}: the best level for all, {each.ceiling.level:g}, has MCC {each.ceiling.mcc:.6f}",
+                soft_wrap=True,
+            )
+    for sentence in choice.sentences():
+        console.print(sentence, soft_wrap=True)
+
+
+def _span(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
 def score_rows(summary: Summary) -> list[tuple[str, ...]]:
     """Scores of the volume and their means over its tiles, then counts; nothing without a truth."""
     counts, whole = summary.counts, summary.scores
     if counts is None or whole is None:
         return []
-    mean = summary.macro[0] if summary.macro else scores(Counts())
     return [
-        ("accuracy", _score(whole.accuracy), _score(mean.accuracy)),
-        ("F1", _score(whole.f1), _score(mean.f1)),
-        ("MCC", _score(whole.mcc), _score(mean.mcc)),
+        *((title, _score(getattr(whole, name)), _mean(summary.macro, name)) for name, title in SHOWN_SCORES.items()),
         ("true positive", f"{counts.tp:,}"),
         ("false positive", f"{counts.fp:,}"),
         ("false negative", f"{counts.fn:,}"),
@@ -173,7 +205,9 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("level", f"{middle:g} ({low:g} to {high:g})"))
     reused = f", {tiles.reused:,} reused" if tiles.reused else ""
     rows.append(("tiles done", f"{tiles.done:,} of {tiles.total:,}{reused}"))
-    left = {"failed": tiles.failed, "pending": tiles.pending, "absent": tiles.absent}
+    left = {
+        "failed": tiles.failed, "pending": tiles.pending, "absent": tiles.absent, "undecided": tiles.undecided
+    }  # fmt: skip
     rows += [(f"tiles {state}", f"{count:,}") for state, count in left.items() if count]
     if summary.elapsed_s is not None:
         rate = summary.voxels / max(summary.elapsed_s, 1e-9) / 1e6
@@ -371,3 +405,11 @@ def _short(count: int) -> str:
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _mean(macro: Macro | None, name: str) -> str:
+    """Mean of a score over tiles, and in how many of them it is 0 / 0."""
+    if macro is None:
+        return _score(None)
+    undefined = macro.undefined[name]
+    return _score(getattr(macro.mean, name)) + (f" ({undefined:,} undefined)" if undefined else "")

@@ -74,6 +74,12 @@ class Volume:
         self.window: tuple[int, int] = (int(own["window"][0]), int(own["window"][1]))
         self._levels = len(document["ome"]["multiscales"][0]["datasets"])
 
+    def filtered_window(self, dark: bool) -> tuple[int, int]:
+        """Grey levels that stored histograms resolve, on the filtered scale: inverted where vessels are dark."""
+        low, high = self.window
+        top = int(np.iinfo(self.dtype).max)
+        return (top - high, top - low) if dark else (low, high)
+
     @classmethod
     def create(
         cls,

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pipeline.disk import SILENT_FILES
 from pipeline.errors import DamageError, PipelineError, UnavailableError
 from pipeline.geometry import Box, Triple
+from pipeline.median import reflect
 from pipeline.scratch import scratch
-from pipeline.store import ShardedArray
+from pipeline.store import ABSENT, ShardedArray
 from pipeline.volume import Volume
 
 
@@ -65,6 +66,32 @@ class CheckedShard:
         except (DamageError, UnavailableError) as error:
             self._right = False
             self._lost.note(self._array.shards.box(self._shard), error)
+
+
+def covered_planes(volume: Volume, z: int, depth: int) -> tuple[NDArray[np.uint64], list[int]]:
+    """What a filter that reads so many slices above and below meets around a slice.
+
+    Returns
+    -------
+    digests : ndarray
+        uint64 (2 * depth + 1, y, x) of the shard grid: recorded digests of the slices, absent ones 0.
+    planes : list of int
+        The slice that each plane of the window is read from; empty where the middle one is absent. Beyond the volume,
+        and beyond a gap, slices reflect.
+    """
+    first, last = max(0, z - depth), min(volume.shape[0], z + depth + 1)
+    found = volume.slices.shard_digests(first, last)
+    digests = np.zeros((2 * depth + 1, *found.shape[1:]), np.uint64)
+    digests[first - z + depth : last - z + depth] = found
+    here: NDArray[np.bool_] = np.any(digests != ABSENT, axis=(1, 2))
+    if not here[depth]:
+        return digests, []
+    before = next((step for step in range(1, depth + 1) if not here[depth - step]), depth + 1) - 1
+    after = next((step for step in range(1, depth + 1) if not here[depth + step]), depth + 1) - 1
+    # A run of slices that goes on beyond the window must not reflect at the window's end, and never does: the
+    # filter reads no further than `depth`.
+    length = before + after + 1
+    return digests, [z - before + reflect(step + before, length) for step in range(-depth, depth + 1)]
 
 
 @dataclass(slots=True)

@@ -84,13 +84,19 @@ def test_published_numbers_come_out_of_the_real_tile(here):
     assert (ingested.code, label.code, ran.code) == (0, 0, 0)
     document = check_document("run", ran.document)
     assert document.pop("elapsed_s") > 0
-    scores = {"accuracy": 0.9924278259277344, "f1": 0.8493358633776091, "mcc": 0.8533910225863214}
+    scores = {
+        "accuracy": 0.9924278259277344, "f1": 0.8493358633776091, "mcc": 0.8533910225863214,
+        "precision": 5595 / 5717, "recall": 5595 / 7458, "specificity": 254564 / 254686, "iou": 5595 / 7580,
+        "balanced_accuracy": 0.8748610525405919, "kappa": 0.8455217161124408,
+    }  # fmt: skip
     expected = {
         "schema": 1, "name": "otsu", "volume": "t.zarr", "region": None, "truth": "groundtruth",
         "voxels": 262144, "annotated": 262144,
         "counts": {"tp": 5595, "fp": 122, "fn": 1863, "tn": 254564},
-        "scores": scores, "macro": scores | {"tiles": 1}, "levels": {"min": 79, "median": 79, "max": 79},
-        "tiles": {"total": 1, "done": 1, "reused": 0, "failed": 0, "pending": 0, "absent": 0}, "failures": [],
+        "scores": scores, "macro": scores | {"tiles": 1, "undefined": dict.fromkeys(scores, 0)},
+        "levels": {"min": 79, "median": 79, "max": 79},
+        "tiles": {"total": 1, "done": 1, "reused": 0, "failed": 0, "pending": 0, "absent": 0, "undecided": 0},
+        "failures": [],
     }  # fmt: skip
     assert document == expected
     assert list(document) == list(expected)
@@ -266,7 +272,8 @@ def test_damaged_shard_is_named_the_rest_is_done_and_what_is_mended_is_done_late
     assert "1 failed" in answer.err
     assert "Traceback" not in answer.err
     document = check_document("run", answer.document)
-    assert document["tiles"] == {"total": 12, "done": 8, "reused": 0, "failed": 4, "pending": 0, "absent": 0}
+    left = {"pending": 0, "absent": 0, "undecided": 0}
+    assert document["tiles"] == {"total": 12, "done": 8, "reused": 0, "failed": 4, **left}
     assert [failure["region"] for failure in document["failures"]] == ["z=1:2,y=0:600,x=0:700"]
     assert reason in document["failures"][0]["reason"]
     assert not Volume(brain).label("otsu").full.read(Box((1, 0, 0), (2, 600, 700))).any()

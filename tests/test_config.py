@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from pipeline.config import (
     FixedThreshold,
+    HistogramThreshold,
     MedianDenoise,
     NoDenoise,
-    OtsuThreshold,
     Recipe,
     Region,
     RunConfig,
@@ -43,7 +43,7 @@ def test_a_filter_declares_its_window(denoise, window, halo):
 def test_thresholds_give_a_level():
     tables = np.zeros((2, 3, 256), np.uint32)
     tables[0, 0, 10] = tables[0, 2, 200] = tables[1, 1, 30] = 5
-    assert OtsuThreshold().levels(tables).tolist() == [10, 30]
+    assert HistogramThreshold().levels(tables).tolist() == [10, 30]
     assert FixedThreshold(level=79).levels(tables).tolist() == [79, 79]
 
 

@@ -11,11 +11,11 @@ import yaml
 from pipeline.config import (
     AddressCluster,
     FixedThreshold,
+    HistogramThreshold,
     ImageFolder,
     LocalCluster,
     MedianDenoise,
     NoDenoise,
-    OtsuThreshold,
     Recipe,
     Region,
     RunConfig,
@@ -153,7 +153,7 @@ def test_a_configuration_written_as_yaml_reads_back(tmp_path, text):
     ("section", "expected"),
     [
         ("denoise: {size: 5}", MedianDenoise(size=5)),
-        ("threshold: {scope: tile}", OtsuThreshold()),
+        ("threshold: {scope: tile}", HistogramThreshold()),
         ("cluster: {threads: 3}", ThreadsCluster(threads=3)),
     ],
     ids=["denoise", "threshold", "cluster"],
@@ -201,8 +201,8 @@ cluster:
         ("tile: [512, 512]", "2: tile: got [512, 512], must be a valid integer"),
         ("foreground: drak", "2: foreground: got 'drak', must be 'dark' or 'bright'"),
         ("5: 3", "2: 5: got 5, Keys should be strings"),
-        ("recipe: 3", "2: recipe: unknown key; expected one of cluster, denoise, foreground, memory, name, region, "
-         "sync, threshold, tile, truth, volume"),
+        ("recipe: 3", "2: recipe: unknown key; expected one of cluster, denoise, foreground, memory, name, refit, "
+         "region, sync, threshold, tile, truth, volume"),
         ("treshold: {method: otsu}", "2: treshold: unknown key; did you mean `threshold`?"),
         ("threshold:\n  methd: otsu", "3: threshold.methd: unknown key; did you mean `method`?"),
         ("threshold:\n  method: fixed", "3: threshold.level: is required by `method: fixed`"),
@@ -210,8 +210,13 @@ cluster:
         ("threshold:\n  method: fixed\n  level: .nan",
          "4: threshold.level: got nan, must be less than or equal to 65535"),
         ("threshold:\n  level: 3", "3: threshold.level: is a key of `method: fixed`, not of `otsu`"),
-        ("threshold:\n  method:", "3: threshold.method: got nothing, expected one of fixed, otsu"),
-        ("threshold:\n  scope: slice", "3: threshold.scope: got 'slice', must be 'tile'"),
+        ("threshold:\n  method:", "3: threshold.method: got nothing, expected one of fixed, isodata, li, mean, "
+         "minimum, otsu, triangle, yen"),
+        ("threshold:\n  scope: slices", "3: threshold.scope: got 'slices', must be 'tile', 'slice' or 'volume'"),
+        (
+            "threshold:\n  method: fixed\n  level: 3\n  scope: slice",
+            "5: threshold.scope: got 'slice', must be 'tile'",
+        ),
         ("threshold: otsu", "2: threshold: got 'otsu', expected keys below it, such as `method: otsu`"),
         ("denoise:", "2: denoise: got nothing, expected keys below it, such as `method: median`"),
         ("denoise:\n  method: none\n  size: 3", "4: denoise.size: is a key of `method: median`, not of `none`"),
@@ -333,7 +338,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"tile": 256}, "tile", 256),
         ({"threshold.level": 79}, "threshold", FixedThreshold(level=79)),
         ({"threshold.method": "fixed"}, "threshold", FixedThreshold(level=40)),
-        ({"threshold.method": "otsu"}, "threshold", OtsuThreshold()),
+        ({"threshold.method": "otsu"}, "threshold", HistogramThreshold()),
         ({"cluster.engine": "threads", "cluster.threads": 2}, "cluster", ThreadsCluster(threads=2)),
         ({"cluster.workers": 2, "cluster.engine": "local"}, "cluster", LocalCluster(workers=2)),
         ({"denoise.size": 5}, "denoise", MedianDenoise(size=5)),
@@ -365,7 +370,7 @@ def test_a_kind_that_the_file_implies_keeps_its_keys(tmp_path):
          "options: cluster.threads: is a key of `engine: threads` and `engine: local`, not of `address`"),
         ({"threshold": "otsu"}, "options: threshold: got 'otsu', expected keys below it, such as `method: otsu`"),
         ({"method": "otsu"}, "options: method: unknown key; expected one of cluster, denoise, foreground, memory, "
-         "name, region, sync, threshold, tile, truth, volume"),
+         "name, refit, region, sync, threshold, tile, truth, volume"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip

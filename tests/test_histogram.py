@@ -253,6 +253,14 @@ def test_rebin(ends, narrow, seed):
     np.testing.assert_array_equal(out, [[np.bincount(bins, row, 256) for row in table] for table in tables])
 
 
+@given(low=st.integers(0, 65535), width=st.integers(1, 65536), index=st.integers(-1, 255))
+def test_bin_top_is_the_last_level_of_a_bin(low, width, index):
+    high = min(low + width - 1, 65535)
+    grey = np.arange(low, high + 1)
+    below = grey[(grey - low) * 256 // (high - low + 1) <= index]
+    assert histogram.bin_top(index, (low, high)) == (below[-1] if below.size else low - 1)
+
+
 def test_rebin_leaves_256_levels_alone():
     tables = np.arange(1536, dtype=np.uint32).reshape(2, 3, 256)
     out = np.zeros_like(tables)

@@ -123,7 +123,9 @@ def test_levels_end_where_one_tile_holds_them(shape, shapes):
     assert level_shapes(shape) == shapes
 
 
-@pytest.mark.parametrize(("reduce", "slow"), [(reduce_image, slow_image), (reduce_label, slow_label)], ids=["image", "label"])
+@pytest.mark.parametrize(
+    ("reduce", "slow"), [(reduce_image, slow_image), (reduce_label, slow_label)], ids=["image", "label"]
+)
 def test_each_level_is_made_from_the_one_before(reduce, slow):
     plane = np.random.default_rng(5).choice(np.array([0, 127, 255], np.uint8), (33, 1027), p=[0.9, 0.09, 0.01])
     levels = list(reduced_levels(plane, reduce))

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import ValidationError
 
 from pipeline.config import Recipe, RunConfig
-from pipeline.confusion import Counts, Scores
+from pipeline.confusion import SCORES, Counts, Scores
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
 from pipeline.report import Summary, Tiles, describe, summarise
@@ -86,7 +86,27 @@ def test_counts_are_those_of_the_voxels(volume):
     summary = summarise(volume, "otsu", "traced")
     assert (summary.counts, summary.annotated, summary.voxels) == (counts, counts.total, truth.size)
     assert summary.macro is not None
-    assert summary.macro[1] == 6 + 4  # of slice 1 the first two of three tile columns hold annotated voxels
+    assert summary.macro.tiles == 6 + 4  # of slice 1 the first two of three tile columns hold annotated voxels
+
+
+def test_undefined_scores_follow_the_rule(volume, tmp_path):
+    shutil.copytree(volume.path, tmp_path / "brain.zarr")
+    copied = Volume(tmp_path / "brain.zarr")
+    counts = np.zeros((1, 2, 3, 4), np.int64)
+    counts[..., 3], counts[0, 0, 0] = 9, (2, 1, 1, 5)
+    RunTables(copied, "otsu").truth("traced").counts.write((slice(1, 2),), counts)
+    slice_1 = Box((1, 0, 0), (2, *SHAPE[1:]))
+    for undefined, recall in (("article", (2 / 3 + 5) / 6), ("zero", 2 / 3 / 6), ("nan", 2 / 3)):
+        document = summarise(copied, "otsu", "traced", slice_1, undefined).document()
+        check_document("run", document)
+        assert document["macro"]["recall"] == pytest.approx(recall, rel=1e-15)
+        assert (document["macro"]["tiles"], document["macro"]["undefined"]["recall"]) == (6, 5)
+        (described,) = (run for run in describe(copied, undefined)[0]["runs"] if run["name"] == "otsu")
+        assert described == summarise(copied, "otsu", "traced", None, undefined).document()
+    blank = summarise(copied, "otsu", "traced", Box((1, 512, 0), (2, *SHAPE[1:])), "nan").document()
+    check_document("run", blank)
+    assert (blank["scores"]["recall"], blank["scores"]["specificity"]) == (None, 1)
+    assert (blank["macro"]["recall"], blank["macro"]["specificity"]) == (None, 1)
 
 
 def test_without_a_truth_there_are_no_scores(volume):
@@ -99,7 +119,8 @@ def test_where_nobody_annotated_there_are_counts_and_no_scores(volume):
     document = summarise(volume, "otsu", "traced", Box((2, 0, 0), SHAPE)).document()
     check_document("run", document)
     assert document["counts"] == {"tp": 0, "fp": 0, "fn": 0, "tn": 0}
-    assert document["scores"] == {"accuracy": None, "f1": None, "mcc": None}
+    assert document["scores"] == dict.fromkeys(SCORES)
+    assert document["macro"] is None
 
 
 def test_part_of_a_run_leaves_the_rest_pending(tmp_path):
@@ -180,7 +201,7 @@ def test_volume_without_anything_but_slices_is_described(tmp_path):
 def test_document_is_strict_json(levels, written):
     summary = Summary(
         name="otsu", volume="v", region=Box((0, 0, 0), (1, 2, 3)), truth="t", voxels=6, annotated=0, counts=Counts(),
-        scores=Scores(None, None, None), macro=None, levels=levels, tiles=Tiles(1, 1, 0, 0, 0, 0),
+        scores=Scores(*9 * [None]), macro=None, levels=levels, tiles=Tiles(1, 1, 0, 0, 0, 0),
         failures=[], elapsed_s=0.25,
     )  # fmt: skip
     document = json.loads(json.dumps(check_document("run", summary.document()), allow_nan=False))
@@ -192,6 +213,13 @@ def test_schema_is_closed(volume):
     document = summarise(volume, "otsu", "traced").document()
     with pytest.raises(ValidationError, match="Additional properties"):
         check_document("run", document | {"more": 1})
+    for part in ("scores", "macro"):
+        with pytest.raises(ValidationError):
+            check_document("run", document | {part: document[part] | {"more": 1}})
+        with pytest.raises(ValidationError):
+            check_document(
+                "run", document | {part: {key: document[part][key] for key in document[part] if key != "iou"}}
+            )
     with pytest.raises(ValidationError):
         check_document("run", document | {"truth": None})
 

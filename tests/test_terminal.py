@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.config import FixedThreshold, MedianDenoise, NoDenoise, Recipe
-from pipeline.confusion import Counts, scores
+from pipeline.confusion import SCORES, Counts, Macro, Scores, scores
 from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
 from pipeline.geometry import Box
 from pipeline.plan import make_plan
@@ -25,6 +25,7 @@ from pipeline.terminal import (
     activity_words,
     make_console,
     recipe_words,
+    score_rows,
     show_page,
     show_plan,
     show_status,
@@ -46,8 +47,9 @@ class Terminal(io.StringIO):
 def result(**changes: object) -> Summary:
     done = Summary(
         name="otsu", volume="brain.zarr", region=None, truth="groundtruth", voxels=262144, annotated=262144,
-        counts=COUNTS, scores=scores(COUNTS), macro=(scores(COUNTS), 1), levels=(79.0, 79.0, 79.0),
-        tiles=Tiles(total=1, done=1, reused=0, failed=0, pending=0, absent=0), failures=[], elapsed_s=0.5,
+        counts=COUNTS, scores=scores(COUNTS), macro=Macro(scores(COUNTS), 1, dict.fromkeys(SCORES, 0)),
+        levels=(79.0, 79.0, 79.0), tiles=Tiles(total=1, done=1, reused=0, failed=0, pending=0, absent=0),
+        failures=[], elapsed_s=0.5,
     )  # fmt: skip
     return replace(done, **changes)
 
@@ -170,9 +172,23 @@ def test_dashboard_of_other_engines_is_named():
 
 def test_summary_shows_scores_and_counts():
     text = shown(result())
-    for words in ("run otsu", "0.9924", "0.8493", "0.8534", "5,595", "254,564", "262,144", "79 (79 to 79)", "1 of 1"):
+    for words in ("run otsu", "0.9924", "0.9787", "0.7502", "0.8493", "0.8534", "5,595", "254,564", "262,144"):
+        assert words in text
+    for words in ("mean of 1 tiles", "79 (79 to 79)", "1 of 1"):
         assert words in text
     assert "pending" not in text
+    assert "undefined" not in text
+
+
+def test_summary_says_of_how_many_tiles_a_score_is_undefined():
+    mean = Scores(0.5, None, 0.25, 0.75, 1.0, 1.0, None, 0.5, 0.5)
+    macro = Macro(mean, 2000, dict.fromkeys(SCORES, 0) | {"f1": 2000, "mcc": 1, "kappa": 3})
+    rows = {row[0]: row[2] for row in score_rows(result(macro=macro)) if len(row) == 3}
+    assert rows == {
+        "accuracy": "0.5000", "precision": "0.7500", "recall": "1.0000", "F1": "- (2,000 undefined)",
+        "MCC": "0.2500 (1 undefined)",
+    }  # fmt: skip
+    assert max(map(len, shown(result(macro=macro), width=80).splitlines())) <= 80
 
 
 def test_summary_without_a_truth_shows_no_scores():
