@@ -3,8 +3,8 @@
 Each kernel maps the counts of grey levels to one level, and vessel is ``> level``. They agree with scikit-image on the
 image itself; that one rounds counts to float32, and sums here are exact in float64 up to 1.1e11 voxels of 16 bit.
 
-Measured on one core of an EPYC (Zen 4), tiles of 512x512 a second: with 256 levels 600,000 and more, with 65536 levels
-3,000 (Yen's) to 25,000. `minimum_level` takes the time of its rounds: 290,000 of the tile of KESM, 12,000 of uniform
+Measured on one core of an EPYC (Zen 4), tiles of 512x512 a second: with 256 levels 300,000 and more, with 65536 levels
+1,900 (Yen's) to 25,000. `minimum_level` takes the time of its rounds: 290,000 of the tile of KESM, 12,000 of uniform
 noise, 900 at worst; of 65536 levels 70 to 110 where noise leaves it undecided, and 5 at worst.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
 from pipeline.errors import ConfigError
-from pipeline.histogram import level_counts, otsu_level
+from pipeline.histogram import level_counts, otsu_level, otsu_levels
 
 Line = NDArray[np.float64]
 
@@ -425,18 +425,18 @@ def levels_of(method: str, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
     """
     if method not in LEVEL_OF:
         raise ConfigError(f"method: got {method!r}, expected one of {', '.join(LEVEL_OF)}")
+    if method == "otsu":  # most runs need no other, and to load all seven takes 0.1 s more
+        return otsu_levels(tables)
     return _levels(tuple(LEVEL_OF).index(method), tables)
 
 
 @kernel
 def _levels(number: int, tables: NDArray[np.uint32]) -> Line:
-    """As `levels_of`, of a method by its number; the cache keeps no machine code that takes a kernel as an argument."""
+    """As `levels_of`, by a method's number, from 1; the cache keeps no machine code that takes a kernel as an argument."""
     levels = np.empty(tables.shape[0])
     for index in range(levels.size):
         counts = level_counts(tables[index])
-        if number == 0:
-            levels[index] = otsu_level(counts)
-        elif number == 1:
+        if number == 1:
             levels[index] = li_level(counts)
         elif number == 2:
             levels[index] = yen_level(counts)
