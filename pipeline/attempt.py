@@ -69,7 +69,7 @@ class Attempt:
         """Take in an event, and hand it on; may be called from any thread."""
         with self._lock:
             match event:
-                case JobsStarted(count=count):
+                case JobsStarted(count=count, what=""):
                     self._blocks["total"] = count
                 case BlocksSettled(count=count):
                     self._blocks["done"] += count

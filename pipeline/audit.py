@@ -32,8 +32,8 @@ class Run:
         self.pyramid_key = tables.pyramid_key
         self.kind = Kind(volume.label(name), Path("labels") / name, MASK_VALUES, name)
         self.threshold = Recipe.model_validate(tables.recipe).threshold
-        # Of 16 bits, tables of 256 bins tell no level; and those of one tile tell none that is pooled.
-        self.resolves_levels = volume.dtype.itemsize == 1 and self.threshold.scope == "tile"
+        # Of 16 bits, tables of 256 bins tell no level.
+        self.resolves_levels = volume.dtype.itemsize == 1
         self.truths = [truth for truth in tables.truths() if truth in volume.labels()]
         compared = {truth: tables.truth(truth) for truth in self.truths}
         self.keys = {
@@ -48,6 +48,14 @@ class Run:
             **{f"truth/{truth}/counts": of_truth.counts for truth, of_truth in compared.items()},
             **{f"truth/{truth}/histogram": of_truth.histogram for truth, of_truth in compared.items()},
         }
+
+    def is_level(self, level: float, table: Array) -> bool:
+        """Whether a tile with this joint table can have this level; one that a slice shares is not found again."""
+        if self.threshold.scope == "slice":
+            return True
+        shared = self.tables.level
+        expected = self.threshold.levels(table[None])[0] if shared is None else shared
+        return bool(np.array_equal(level, expected, equal_nan=True))
 
     def grid(self, name: str) -> Grid:
         """What the cells of a table stand for."""
@@ -231,7 +239,7 @@ class RunSlice(Part):
             map(tuple, np.argwhere(fits & self._usable["threshold"][where])) if self.source.resolves_levels else ()
         ):
             table, level = histogram[tile], self._of("threshold", block)[tile]
-            levelled[tile] = np.array_equal(level, self.source.threshold.levels(table[None])[0], equal_nan=True)
+            levelled[tile] = self.source.is_level(level, table)
             fits[tile] &= not levelled[tile] or counts_above(table, level) == tuple(counts[tile])
         self._differ(f"{folder}/histogram", block, made & ~fits, lambda _: "does not give the counts of mask and truth")
         self._differ("threshold", block, fits & ~levelled, lambda _: "is not the level that the histogram gives")

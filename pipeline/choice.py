@@ -222,7 +222,7 @@ def compare(config: RunConfig, contest: Contest, watch: Watch) -> Choice:
     judged = [_judge(candidate, contest, right) for candidate, _ in runs]
     counts = {candidate: rows for each in judged for candidate, rows in each.counts.items()}
     ranking = rank(counts, contest.by)
-    folds = contest.folds or min(5, ranking.slices)
+    folds = min(contest.folds or 5, ranking.slices)  # a slice may have failed since they were asked for
     binned = Volume(config.volume).dtype.itemsize > 1
     held = held_out(counts, folds, contest.by) if folds > 1 else None
     failed = sum(summary.tiles.failed for _, summary in runs)
@@ -304,7 +304,7 @@ def _slug(denoise: Denoise) -> str:
 
 def _run_of(config: RunConfig, denoise: Denoise) -> RunConfig:
     """The run that leaves a filter's tables: one that is there, whatever its threshold, else one of another name."""
-    wanted = config.model_copy(update={"denoise": denoise})
+    wanted = config.model_copy(update={"denoise": denoise, "refit": False})
     volume = Volume(config.volume)
     for name in run_names(volume):
         try:
@@ -315,7 +315,8 @@ def _run_of(config: RunConfig, denoise: Denoise) -> RunConfig:
             return wanted.model_copy(update={"name": name, "threshold": recipe.threshold})
     if denoise == config.denoise:
         return wanted
-    return wanted.model_copy(update={"name": f"{config.run_name}-{_slug(denoise)}"})
+    name, threshold = f"{config.run_name}-{_slug(denoise)}", HistogramThreshold()  # of which only the tables are read
+    return wanted.model_copy(update={"name": name, "threshold": threshold})
 
 
 def _annotated(config: RunConfig) -> list[int]:
@@ -354,7 +355,7 @@ def _judge(config: RunConfig, contest: Contest, right: NDArray[np.bool_]) -> Jud
         found = histogram.read((slice(z, z + 1), *tiles.slices[1:]))
         found[0][~right[position]] = 0
         pooled += found.sum(axis=(0, 1, 2), dtype=np.int64)
-        whole += bool(right[position].any())
+        whole += bool(right[position].all())
         if z in traced:
             annotated.append(found[0])
     some = np.stack(annotated)

@@ -455,7 +455,7 @@ def _local_client(cluster: LocalCluster) -> Iterator[Client]:
 
 
 def _local_settings() -> dict[str, Any]:
-    """What the workers of this machine must not have as Dask has it: measured, a seventh of their speed."""
+    """What the workers of this machine must not have as Dask has it: measured once, a seventh of their speed."""
     environment: dict[str, Any] = dask.config.get("distributed.nanny.pre-spawn-environ")
     return {
         "distributed.worker.multiprocessing-method": "spawn",  # forked ones deadlock in zarr (iohub issue 416)

@@ -3,7 +3,7 @@
 A joint table has one row of grey levels for each of background, vessel and not annotated voxels; it holds all that the
 threshold methods and the scores need, so no voxel is looked at twice. Measured on one core of an EPYC (Zen 4), per
 512x512 tile of 8 bit with truth: table 0.07 ms, or 0.15 where vessels are everywhere (``np.bincount`` of the three
-classes: 0.6); mask 0.01; Otsu's level 0.001. 16 bit: table 0.2 ms.
+classes: 0.6); mask 0.01; Otsu's level 0.001. 16 bit: table 0.26 ms.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _words_and_rest(plane: Voxels, bounds: tuple[int, int, int, int]) -> tuple[W
     """Voxels of a tile in words of eight, as these follow each other, and what is left after the last word."""
     top, bottom, left, right = bounds
     height, width = bottom - top, right - left
-    if width and (plane.shape[1] | left | width) % 8 == 0:  # in place: a copy would take 0.02 ms
+    if width and height and (plane.shape[1] | left | width) % 8 == 0:  # in place: a copy would take 0.02 ms
         return plane.view(np.uint64)[top:bottom, left // 8 : right // 8], plane.reshape(-1)[:0]
     flat = np.empty(height * width, np.uint8)
     for y in range(height):
@@ -443,6 +443,6 @@ def _rebin(rows: NDArray[np.uint32], low: int, width: int, out: NDArray[np.uint3
 
 
 def bin_top(index: int, window: tuple[int, int]) -> int:
-    """Highest grey level that `rebin` counts in a bin or below it: one before the window where the bin is -1."""
+    """Highest grey level of the window that `rebin` counts in a bin; -1, below every level, where the bin is -1."""
     low, high = window
-    return low - (-(index + 1) * (high - low + 1)) // WINDOWED_LEVELS - 1
+    return -1 if index < 0 else low - (-(index + 1) * (high - low + 1)) // WINDOWED_LEVELS - 1

@@ -45,8 +45,8 @@ class Plan:
         Whether a run of this name, made with another recipe, is thrown away.
     region : Box
         Voxels that are scored: whole tiles.
-    pools : bool
-        Whether the level of the whole volume is found first.
+    pools, refit : bool
+        Whether the level of the whole volume is found first, and if so, although there is one.
     passes : int
         How often the image is read.
     blocks : Box
@@ -70,6 +70,7 @@ class Plan:
     block: Triple
     replaces: bool
     pools: bool
+    refit: bool
     passes: int
     grids: Grids
     blocks: Box
@@ -164,7 +165,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     read = grids.blocks.voxels(blocks).size * (image_bytes + bool(config.truth))
     return Plan(
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
-        whole=config.region is None, block=block, replaces=replaces, pools=pools, passes=passes,
+        whole=config.region is None, block=block, replaces=replaces, pools=pools, refit=config.refit, passes=passes,
         grids=grids, blocks=blocks, engine=config.cluster.engine,
         tasks=tasks, task_bytes=needed, peak_bytes=fixed + tasks * needed, limit_bytes=limit, read_bytes=read,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
 from pipeline.disk import disk_errors
 from pipeline.errors import ExistsError, LockedError
-from pipeline.execute import Client, Observer, Outcome, execute, finished, ignore, pooled_counts, start_engine
+from pipeline.execute import Client, Engine, Observer, Outcome, execute, finished, ignore, pooled_counts, start_engine
 from pipeline.plan import Plan, check_free, make_plan
 from pipeline.record import Column
 from pipeline.report import Summary, Tiles, summarise
@@ -55,18 +55,22 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
     job = Job(volume.path, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
     with start_engine(cluster, observer, client) as engine, _claim(volume, job):
         tables = _prepare(volume, plan)
-        if plan.pools:
-            counts = pooled_counts(plan, engine, observer)
-            if counts.any():
-                tables.freeze(plan.recipe.threshold.level(counts))
         with Attempt(volume, tables, plan, observer) as attempt:
             try:
+                _find_level(plan, tables, engine, attempt)
                 outcome = execute(plan, job, tables, engine, attempt)
             finally:
                 engine.close()
             summary = _summary(volume, plan, outcome, time.monotonic() - clock)
             attempt.finish(summary)
     return summary
+
+
+def _find_level(plan: Plan, tables: RunTables, engine: Engine, observer: Observer) -> None:
+    """Find the level of the whole volume, unless it is known: another process may have found it since the plan."""
+    wanted = plan.recipe.threshold.scope == "volume" and (plan.refit or tables.level is None)
+    if wanted and (counts := pooled_counts(plan, engine, observer)).any():
+        tables.freeze(plan.recipe.threshold.level(counts))
 
 
 def _finished(volume: Volume, plan: Plan, observer: Observer) -> Outcome | None:

@@ -341,6 +341,8 @@ class _Block:
         """
         recipe, tables = self.job.recipe, self.handles.tables
         if recipe.threshold.scope == "volume":
+            if tables.level is None:  # there was no slice when it was looked for
+                raise DamageError("the volume has no level yet; run again")
             return tables.level
         if recipe.threshold.scope == "tile":
             return None

@@ -4,8 +4,8 @@ A shard is its encoded chunks, one after the other, and behind them an index: of
 Every chunk is decoded straight to where its voxels belong, or through one buffer that stays in cache; zarr's own
 pipelines copy voxels three to five times on the way. One thread does it all: tasks run side by side, codecs do not.
 
-Measured on one core of an EPYC (Zen 4), GB of voxels a second (benchmarks/README.md): image read 1.2, truth 2.4, mask
-written 1.7.
+Measured on one core of an EPYC (Zen 4), GB of voxels a second (benchmarks/README.md): image read 1.0, truth 1.9, mask
+written 1.1.
 """
 
 from __future__ import annotations

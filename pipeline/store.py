@@ -27,8 +27,8 @@ from pipeline.geometry import Box, Grid, Triple
 from pipeline.scratch import scratch
 from pipeline.shard import Encoded, ShardCodec, ShardDecoder, ShardEncoder
 
-# Measured on the real tile's texture (benchmarks/README.md): chunks of 512 cost a sixth more for a run and 1.8 times as
-# much to ingest, shards of 4096 gain 2 to 4 %; lz4 takes four fifths of the time but stores 1.5 times as much.
+# Measured on the real tile's texture (benchmarks/README.md): chunks of 512 cost up to a sixth more for a run, 1.8 times
+# as much to ingest, shards of 4096 gain 2 to 10 %; lz4 takes four fifths of the time but stores 1.5 times as much.
 CHUNK: Triple = (1, 1024, 1024)
 SHARD: Triple = (1, 2048, 2048)
 CODEC = ZstdCodec(level=1, checksum=True)

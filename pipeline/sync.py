@@ -195,6 +195,8 @@ def check_sync(config: RunConfig) -> SyncOptions:
         raise ConfigError("sync: the configuration has no section `sync`; add one as in configs/sync.yaml")
     if config.region is not None:
         raise ConfigError("region: a sync runs everything; leave it out, or give it to `kesm run` with --region")
+    if config.refit:
+        raise ConfigError("refit: every round would find another level; leave it out, and `kesm run --set refit=true`")
     if config.truth is not None and config.truth == config.run_name:
         raise ConfigError(f"truth: {config.truth!r} is the name of the run too; choose another `name`")
     return config.sync

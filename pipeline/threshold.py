@@ -432,7 +432,7 @@ def levels_of(method: str, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
 
 @kernel
 def _levels(number: int, tables: NDArray[np.uint32]) -> Line:
-    """As `levels_of`, by a method's number, from 1; the cache keeps no machine code that takes a kernel as an argument."""
+    """As `levels_of`, by a method's number, from 1: the cache keeps no code that takes a kernel as an argument."""
     levels = np.empty(tables.shape[0])
     for index in range(levels.size):
         counts = level_counts(tables[index])
