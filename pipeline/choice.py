@@ -211,7 +211,7 @@ def compare(config: RunConfig, contest: Contest, watch: Watch) -> Choice:
     slices = len(_annotated(config))
     if contest.folds is not None and not 2 <= contest.folds <= slices:  # said before anything has cost time
         raise ConfigError(
-            f"--folds: got {contest.folds} for {slices} annotated slices, each of the parts needs one; ask for fewer"
+            f"--folds: got {contest.folds} for {slices} annotated slices, expected 2 or more, and a slice for each"
         )
     runs = []
     for denoise in contest.denoise:
@@ -282,6 +282,12 @@ def name_of(denoise: Denoise) -> str:
         return "none"
     size = denoise.size
     return f"median:{size if isinstance(size, int) else ','.join(map(str, size))}"
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything has cost time."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ConfigError(f"--write: got {path}, expected a file in a folder that is there, such as best.yaml")
 
 
 def write_recipe(choice: Choice, path: Path) -> None:

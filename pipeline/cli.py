@@ -259,10 +259,12 @@ def compare(
         options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options, scheduler, assignments)
         from pipeline.choice import compare as compare_methods
-        from pipeline.choice import parse_contest, write_recipe
+        from pipeline.choice import check_place, parse_contest, write_recipe
         from pipeline.disk import disk_errors
         from pipeline.terminal import Meter, show_choice
 
+        if write is not None:
+            check_place(write)
         contest = parse_contest(config, words(methods), words(scopes), denoise or [], by, folds)
         choice = compare_methods(config, contest, lambda run_name: Meter(f"run {run_name}"))
         if write is not None:
