@@ -258,8 +258,8 @@ def compare(
     with answering():
         options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options, scheduler, assignments)
-        from pipeline.choice import compare as compare_methods
         from pipeline.choice import check_place, parse_contest, write_recipe
+        from pipeline.choice import compare as compare_methods
         from pipeline.disk import disk_errors
         from pipeline.terminal import Meter, show_choice
 
