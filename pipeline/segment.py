@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import DamageError, LockedError, PipelineError, StorageError, UnavailableError
 from pipeline.geometry import Box, Grid, Triple
+from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.keys import counts_keys, has_shards, mask_keys, pyramid_key
 from pipeline.ledger import Ledger
 from pipeline.pool import slice_counts, window_counts
@@ -25,7 +26,7 @@ from pipeline.pyramid import Pyramid
 from pipeline.record import Column, done_record
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, digest_bytes
-from pipeline.tables import HISTOGRAM_LEVELS, RunTables, Status, TruthTables
+from pipeline.tables import RunTables, Status, TruthTables
 from pipeline.tile import Array, TileRule, TileTables, segment_tiles
 from pipeline.volume import Volume, beside
 from pipeline.window import CheckedShard, Lost, Window, covered_planes
@@ -423,7 +424,7 @@ class _Results:
             rule=rule,
             threshold=np.full(tiles, np.nan),
             counts=np.zeros((*tiles, 4), np.int64) if with_truth else None,
-            histogram=np.zeros((*tiles, 3, HISTOGRAM_LEVELS), np.uint32) if with_truth else None,
+            histogram=np.zeros((*tiles, 3, WINDOWED_LEVELS), np.uint32) if with_truth else None,
             failed=np.zeros(tiles, np.bool_),
             uncounted=np.zeros(tiles, np.bool_),
         )

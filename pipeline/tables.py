@@ -18,12 +18,11 @@ from typing import Any
 
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box, Grid, Triple
+from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.lock import locked
 from pipeline.store import ABSENT, SHARD, create_document, read_document
 from pipeline.table import Table
 from pipeline.volume import Volume, beside
-
-HISTOGRAM_LEVELS = 256
 
 
 class Status(IntEnum):
@@ -177,7 +176,7 @@ class RunTables:
             cells, chunk = self.grids.tiles.cells, _chunk(self.grids, self.grids.tiles)
             Table.create(path / "counts", (*cells, 4), "int64", (*chunk, 4))
             Table.create(path / "counts_key", cells, "uint64", chunk)
-            Table.create(path / "histogram", (*cells, 3, HISTOGRAM_LEVELS), "uint32", (*chunk, 3, HISTOGRAM_LEVELS))
+            Table.create(path / "histogram", (*cells, 3, WINDOWED_LEVELS), "uint32", (*chunk, 3, WINDOWED_LEVELS))
             create_document(path, {})
         return self.truth(name)
 

@@ -14,7 +14,7 @@ from pipeline.runs import run
 from pipeline.store import read_document
 from pipeline.table import Table
 from pipeline.tables import (
-    HISTOGRAM_LEVELS,
+    WINDOWED_LEVELS,
     Grids,
     RunTables,
     Status,
@@ -99,7 +99,7 @@ def test_tables_of_a_comparison(volume):
     truth = tables.create_truth("groundtruth")
     assert truth.counts.shape == (*CELLS, 4)
     assert truth.counts_key.shape == CELLS
-    assert truth.histogram.shape == (*CELLS, 3, HISTOGRAM_LEVELS)
+    assert truth.histogram.shape == (*CELLS, 3, WINDOWED_LEVELS)
     truth.counts.write((slice(0, 1),), np.arange(4) + 2**40)
     tables.create_truth("second")
     assert tables.truths() == ["groundtruth", "second"]
