@@ -312,7 +312,7 @@ def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
 
     def put() -> None:
         if (path / "zarr.json").exists():
-            zarr.open_group(path, mode="r+").attrs.put(dict(attributes))
+            zarr.open_group(path, mode="r+", zarr_format=3).attrs.put(dict(attributes))
         else:
             zarr.create_group(path, attributes=dict(attributes), zarr_format=3)
 
@@ -323,7 +323,7 @@ def create_document(path: Path, attributes: Mapping[str, Any]) -> None:
 def read_document(path: Path) -> dict[str, Any] | None:
     """Attributes of a group, or None where there is no group."""
     try:
-        return dict(retried(lambda: zarr.open_group(path, mode="r").attrs))
+        return dict(retried(lambda: zarr.open_group(path, mode="r", zarr_format=3).attrs))
     except (FileNotFoundError, GroupNotFoundError):
         return None
     except (ContainsArrayError, AssertionError) as error:  # zarr 3.1.1 asserts
@@ -376,7 +376,7 @@ def open_array(path: Path) -> Any:
         If it cannot be opened.
     """
     try:
-        return retried(lambda: zarr.open_array(path, mode="r+"))
+        return retried(lambda: zarr.open_array(path, mode="r+", zarr_format=3))
     except Exception as error:  # missing, foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
         raise_refusal(path, error)
         raise DamageError(f"{path}: is missing or cannot be opened ({error}); restore it from a copy") from error

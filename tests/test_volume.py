@@ -87,7 +87,7 @@ OTHERS = {
     "plain-file": (lambda path: path.write_text("x"), "is not an OME-Zarr volume; make one with `kesm ingest`"),
     "zip": (lambda path: zipfile.ZipFile(path, "w").close(), "is not an OME-Zarr volume"),
     "zarr-group": (write_group, "is a Zarr group, but not a volume made by `kesm ingest`"),
-    "zarr-2-group": (lambda path: zarr.create_group(path, zarr_format=2), "is a Zarr group, but not a volume"),
+    "zarr-2-group": (lambda path: zarr.create_group(path, zarr_format=2), "is not an OME-Zarr volume"),
     "foreign-image": (lambda path: write_group(path, ome={"version": "0.5"}), "is a Zarr group, but not a volume"),
     "array": (
         lambda path: zarr.create_array(path, shape=(1,), dtype="uint8"),
