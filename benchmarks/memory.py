@@ -18,9 +18,9 @@ from command import kesm
 from record import parse, save, show
 from specimen import TRUTH, build_volume, volume_bytes, work_folder
 
-from pipeline.config import Recipe
 from pipeline.geometry import Triple
 from pipeline.plan import PROCESS_BYTES, task_bytes
+from pipeline.recipe import Recipe
 from pipeline.store import SHARD
 from pipeline.volume import Volume
 

@@ -24,7 +24,7 @@ import json, time
 begin = time.perf_counter()
 import numpy as np
 import pipeline.plan, pipeline.runs, pipeline.terminal
-from pipeline.config import HistogramThreshold
+from pipeline.recipe import HistogramThreshold
 from pipeline.pyramid import reduce_label, reduced_levels
 from pipeline.tile import TileRule, segment_tiles
 imported = time.perf_counter()

@@ -12,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config import Recipe, RunConfig
+    from pipeline.config import RunConfig
     from pipeline.configfile import load_config
     from pipeline.confusion import Counts, Scores
     from pipeline.execute import lazy_array
     from pipeline.phantom import Phantom
     from pipeline.plan import make_plan
+    from pipeline.recipe import Recipe
     from pipeline.report import Summary, summarise
     from pipeline.runs import run
     from pipeline.volume import Volume
@@ -40,7 +41,7 @@ __all__ = [
 _OWNERS = {
     "Counts": "confusion",
     "Phantom": "phantom",
-    "Recipe": "config",
+    "Recipe": "recipe",
     "RunConfig": "config",
     "Scores": "confusion",
     "Summary": "report",

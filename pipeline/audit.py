@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Recipe
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL, counts_above, joint_histogram
 from pipeline.keys import counts_keys
 from pipeline.readback import Array, Checked, Finding, Flags, Kind, Part, Readback, RecordSlice, decoding
+from pipeline.recipe import LocalThreshold, Recipe
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
 from pipeline.tables import RunTables, Status
@@ -31,9 +31,9 @@ class Run:
         self.tables = tables = RunTables(volume, name)
         self.pyramid_key = tables.pyramid_key
         self.kind = Kind(volume.label(name), Path("labels") / name, MASK_VALUES, name)
-        self.threshold = Recipe.model_validate(tables.recipe).threshold
-        # Of 16 bits, tables of 256 bins tell no level.
-        self.resolves_levels = volume.dtype.itemsize == 1
+        self.recipe = Recipe.model_validate(tables.recipe)
+        # Of 16 bits, tables of 256 bins tell no level; and what is drawn has more than a level.
+        self.resolves_levels = volume.dtype.itemsize == 1 and not self.recipe.drawn
         self.truths = [truth for truth in tables.truths() if truth in volume.labels()]
         compared = {truth: tables.truth(truth) for truth in self.truths}
         self.keys = {
@@ -45,16 +45,19 @@ class Run:
         self.arrays = {
             **self.keys,
             "threshold": tables.threshold,
+            "signal": tables.signal,
+            "seam": tables.seam,
             **{f"truth/{truth}/counts": of_truth.counts for truth, of_truth in compared.items()},
             **{f"truth/{truth}/histogram": of_truth.histogram for truth, of_truth in compared.items()},
         }
 
     def is_level(self, level: float, table: Array) -> bool:
         """Whether a tile with this joint table can have this level; one that a slice shares is not found again."""
-        if self.threshold.scope == "slice":
+        threshold = self.recipe.threshold
+        if threshold.scope == "slice" or isinstance(threshold, LocalThreshold):
             return True
         shared = self.tables.level
-        expected = self.threshold.levels(table[None])[0] if shared is None else shared
+        expected = threshold.levels(table[None])[0] if shared is None else shared
         return bool(np.array_equal(level, expected, equal_nan=True))
 
     def grid(self, name: str) -> Grid:
@@ -140,7 +143,7 @@ class RunSlice(Part):
             lambda tile: f"is {words.get(status[tile], status[tile])} where a mask is recorded",
         )
         done = self._done[where] = (status == Status.DONE) & self._usable["status"][where]
-        nowhere = done & np.isnan(self._of("threshold", block)) & self.source.threshold.decides
+        nowhere = done & np.isnan(self._of("threshold", block)) & self.source.recipe.decides
         self._differ("threshold", block, nowhere, lambda _: "has no level")
         self._usable["threshold"][where] &= ~nowhere
         undigested = (self._of("shard_digest", block) == ABSENT) & done.any()
@@ -153,7 +156,7 @@ class RunSlice(Part):
         if any(stored.values()):
             written.add("status")  # before all others
         if (self._of("status", block) == Status.DONE).any():
-            written |= {"mask_key", "shard_digest", "threshold"}
+            written |= {"mask_key", "shard_digest", "threshold", "signal", "seam"}
         for truth in self.source.truths:
             counts, histogram, key = (f"truth/{truth}/{name}" for name in ("counts", "histogram", "counts_key"))
             if stored[counts] or stored[histogram] or self._of(key, block).any():
@@ -200,6 +203,8 @@ class RunSlice(Part):
         tiles = self._grids.tiles.cover(self._region)
         keys = counts_keys(masks[None], truth.digests[None], self._grids, tiles)[0]
         wanted = self._done & (keys == recorded) & (masks != ABSENT)
+        if self.source.recipe.valid is not None:  # mask and truth alone do not tell: the tables must fit each other
+            return _Comparison(name, truth, np.zeros_like(wanted), wanted, self._values[f"truth/{name}/counts"])
         absent = not truth.digests.any()  # then nothing is annotated, and nothing need be read to know the counts
         made = wanted.copy() if absent else np.zeros_like(wanted)
         return _Comparison(name, truth, wanted, made, np.zeros((*wanted.shape, 4), np.int64))
@@ -233,7 +238,8 @@ class RunSlice(Part):
         tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
         sizes = self._grids.tiles.sizes(self._grids.block_tiles(block))[0]
         classes = np.stack([fp + tn, tp + fn, sizes - tp - fp - fn - tn], axis=-1)
-        fits = made & (histogram.sum(axis=-1, dtype=np.int64) == classes).all(axis=-1)
+        rows = 3 if self.source.recipe.valid is None else 2  # of the third, only valid voxels are counted
+        fits = made & (histogram.sum(axis=-1, dtype=np.int64) == classes)[..., :rows].all(axis=-1)
         levelled = fits.copy()
         for tile in (
             map(tuple, np.argwhere(fits & self._usable["threshold"][where])) if self.source.resolves_levels else ()

@@ -32,13 +32,22 @@ from pipeline.comparison import (
     roc_auc,
     slice_counts,
 )
-from pipeline.config import Denoise, HistogramThreshold, MedianDenoise, NoDenoise, Recipe, RunConfig
+from pipeline.config import RunConfig
 from pipeline.configfile import suggest
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.execute import Observer
 from pipeline.geometry import Box
 from pipeline.histogram import bin_top
 from pipeline.keys import valid_tiles
+from pipeline.recipe import (
+    Denoise,
+    GaussianDenoise,
+    HistogramThreshold,
+    MedianDenoise,
+    NoDenoise,
+    PythonDenoise,
+    Recipe,
+)
 from pipeline.runs import run
 from pipeline.store import ABSENT
 from pipeline.tables import RunTables, run_names
@@ -263,7 +272,7 @@ def parse_contest(
 
 
 def parse_denoise(text: str) -> Denoise:
-    """``none``, ``median``, ``median:5`` or ``median:3,3,3`` as a filter."""
+    """``none``, ``median``, ``median:5``, ``median:3,3,3`` or ``gaussian:1.5`` as a filter."""
     method, colon, size = text.partition(":")
     try:
         if method == "none" and not colon:
@@ -271,15 +280,24 @@ def parse_denoise(text: str) -> Denoise:
         if method == "median":
             lengths = [int(length) for length in size.split(",")] if colon else [3]
             return MedianDenoise.model_validate({"size": lengths[0] if len(lengths) == 1 else lengths})
+        if method == "gaussian":
+            return GaussianDenoise.model_validate({"sigma": float(size) if colon else 1.0})
     except ValueError as error:  # pydantic's is one, too
-        raise ConfigError(f"--denoise: got {text!r}, expected an odd size, as in median:5 or median:3,3,3") from error
-    raise ConfigError(f"--denoise: got {text!r}, expected none, median, median:5 or median:3,3,3")
+        raise ConfigError(
+            f"--denoise: got {text!r}, expected an odd size, as in median:5 or median:3,3,3, or a sigma, "
+            "as in gaussian:1.5"
+        ) from error
+    raise ConfigError(f"--denoise: got {text!r}, expected none, median, median:5, median:3,3,3 or gaussian:1.5")
 
 
 def name_of(denoise: Denoise) -> str:
     """Name of a filter, as `parse_denoise` takes it."""
     if isinstance(denoise, NoDenoise):
         return "none"
+    if isinstance(denoise, GaussianDenoise):
+        return f"gaussian:{denoise.sigma:g}"
+    if isinstance(denoise, PythonDenoise):
+        return f"python:{denoise.target}"
     size = denoise.size
     return f"median:{size if isinstance(size, int) else ','.join(map(str, size))}"
 

@@ -283,6 +283,42 @@ def compare(
 
 
 @app.command()
+def train(
+    target: Target,
+    out: Annotated[
+        Path | None, typer.Option(help="File of the model, such as vessels.skops; default: that of the configuration.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="What is trained: forest or boosting.")] = "forest",
+    seed: Annotated[int, typer.Option(min=0, help="The same one gives the same model.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
+    truth: Truth = None,
+    region: Region = None,
+    threads: Threads = None,
+    foreground: Foreground = None,
+    assignments: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier on the annotated tiles, and score it on some that are held out."""
+    with answering():
+        options = run_options(truth, None, region, threads, None, foreground)
+        config = configure(target, options, None, assignments)
+        from pipeline.execute import ThreadRunner
+        from pipeline.plan import available_cpus
+        from pipeline.terminal import Meter
+        from pipeline.train import make_lesson
+        from pipeline.train import train as train_classifier
+
+        lesson, workers = make_lesson(config, out, kind, seed, force), threads or available_cpus()
+        with Meter("train") as meter:
+            trained = train_classifier(config, lesson, ThreadRunner(workers, meter), workers)
+        if as_json:
+            print(json.dumps(trained.document()))
+        else:
+            for line in trained.lines():
+                print(line)
+
+
+@app.command()
 def sync(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration with a section `sync`.")],
     every: Annotated[
@@ -405,6 +441,63 @@ def say_notes(synced: Synced) -> None:
 
 
 @app.command()
+def clean(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    name: Annotated[str, typer.Option(help="The run whose mask is cleaned; it keeps its own.")],
+    min_size: Annotated[
+        int, typer.Option(metavar="VOXELS", min=1, help="Objects of fewer voxels are removed, wherever they lie.")
+    ],
+    out: Annotated[str | None, typer.Option(help="Label that is made; default: NAME-clean.")] = None,
+    max_hole: Annotated[
+        int | None,
+        typer.Option(metavar="VOXELS", min=1, help="Closed holes of at most so many voxels are filled; default none."),
+    ] = None,
+    connectivity: Annotated[int, typer.Option(help="Neighbours of a voxel of an object: 6, 18 or 26.")] = 26,
+    hole_connectivity: Annotated[int, typer.Option(help="Neighbours of a voxel of a hole: 6, 18 or 26.")] = 6,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out slices that the run has not done whole; else they are refused.")
+    ] = False,
+    threads: Threads = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of the whole process, such as 4GB.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Make a label again that was cleaned before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove small objects of a mask, and fill small holes, in three dimensions; the result is a label of its own."""
+    with answering():
+        from pipeline.derived import Cleaning, slab_room
+        from pipeline.derived import clean as clean_mask
+        from pipeline.execute import ThreadRunner
+        from pipeline.plan import available_cpus
+        from pipeline.terminal import Meter
+        from pipeline.volume import Volume
+
+        cleaning = Cleaning(name, out or f"{name}-clean", min_size, max_hole, connectivity, hole_connectivity)
+        opened, workers = Volume(volume), threads or available_cpus()
+        room = slab_room(opened, workers, parse_memory(memory))
+        with Meter("clean") as meter:
+            cleaned = clean_mask(opened.path, cleaning, ThreadRunner(workers, meter), room, partial, replace)
+        if as_json:
+            print(json.dumps(cleaned.document()))
+        else:
+            for line in cleaned.lines():
+                print(line)
+            truths = [label.name for label in opened.labels().values() if label.kind == "truth"]
+            for truth in truths[:1]:
+                print(f"next: kesm validate {quote(str(volume))} --mask {cleaning.label} --truth {truth}")
+
+
+def parse_memory(text: str | None) -> int | None:
+    """``4GB`` in bytes."""
+    from pipeline.config import parse_bytes
+    from pipeline.errors import ConfigError
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--memory: {error}") from error
+
+
+@app.command()
 def verify(
     volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
     dry_run: Annotated[
@@ -451,6 +544,23 @@ def validate(
     start_z: Annotated[
         int | None, typer.Option(min=0, help="Files: the slice that the first is for; default 0.")
     ] = None,
+    boundary: Annotated[
+        int | None,
+        typer.Option(
+            metavar="VOXELS",
+            min=0,
+            max=100,
+            help="Compare outlines, too: how much of each is within so many voxels of the other. Each thread then "
+            "holds its whole slice in memory, 2 bytes a voxel.",
+        ),
+    ] = None,
+    cl_dice: Annotated[
+        bool,
+        typer.Option("--cl-dice", help="Compare centre lines, too (clDice); 6 bytes a voxel of a whole slice."),
+    ] = False,
+    undefined: Annotated[
+        str, typer.Option(help="A score that is 0 / 0: article (1 if all is right, else the lowest), zero or nan.")
+    ] = "article",
     region: Region = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -462,8 +572,8 @@ def validate(
         from pipeline.ingest import ingest_threads
         from pipeline.plan import available_cpus
         from pipeline.stack import find_pages
-        from pipeline.terminal import Meter, score_rows, summary_rows
-        from pipeline.validate import document, open_files, open_label
+        from pipeline.terminal import Meter, score_rows, shape_lines, shape_rows, summary_rows
+        from pipeline.validate import Measures, open_files, open_label, parse_undefined, validate_threads
         from pipeline.validate import validate as validate_labels
         from pipeline.volume import Volume
 
@@ -471,7 +581,8 @@ def validate(
             raise ConfigError(f"--mask, --mask-files: got {'both' if mask else 'neither'}, expected one of them")
         if mask is not None and (more_files or start_z is not None):
             raise ConfigError(f"{more_files[0] if more_files else '--start-z'}: only with --mask-files; leave it out")
-        opened, workers = Volume(volume), threads or available_cpus()
+        opened, measures = Volume(volume), Measures(parse_undefined(undefined), boundary, cl_dice)
+        workers = validate_threads(opened, measures, threads or available_cpus())
         chosen = None if region is None else configure(volume, {"region": region}, None, None).region
         box = None if chosen is None else chosen.box(opened.shape)
         right = open_label(opened, truth, is_truth=True)
@@ -481,14 +592,17 @@ def validate(
         else:
             judged = open_label(opened, mask, is_truth=False)
         with Meter("validate") as meter:
-            summary = validate_labels(opened, judged, right, ThreadRunner(workers, meter), box)
+            validation = validate_labels(opened, judged, right, ThreadRunner(workers, meter), box, measures)
+        summary = validation.summary
         if as_json:
-            print(json.dumps(document(summary)))
+            print(json.dumps(validation.document()))
         else:
             tiles = summary.macro.tiles if summary.macro else 0
             print(f"{judged.name} against {right.name}: volume, mean of {tiles} tiles")
-            for title, *values in (*score_rows(summary), *summary_rows(summary)):
+            for title, *values in (*score_rows(summary), *shape_rows(validation), *summary_rows(summary)):
                 print(f"{title:<18}" + "".join(f"{value:>24}" for value in values))
+            for line in shape_lines(validation):
+                print(line)
             for part, reason in summary.failures:
                 print(f"failed: {part}: {reason}")
         if summary.tiles.failed:

@@ -1,170 +1,22 @@
-"""Recipe, run options, cluster and source folders as closed models.
-
-A recipe is what decides the bits of a mask. Everything else (where, how much of it, on which machines) is beside it.
-"""
+"""Run options, cluster and source folders beside the recipe: where, how much of it, on which machines."""
 
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
-from pipeline.errors import ConfigError, RegionError
+from pipeline.errors import RegionError
 from pipeline.geometry import Box, Triple
-from pipeline.threshold import LEVEL_OF, levels_of
-
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-TAGS = {"denoise": ("method", "median"), "threshold": ("method", "otsu"), "cluster": ("engine", "threads")}
-"""The key of each section that says of which kind it is, and the kind of a section that leaves it out."""
+from pipeline.model import Frozen, of_keys, of_kind, parse_name, show
+from pipeline.recipe import Recipe
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
-
-
-class Frozen(BaseModel):
-    """A value: immutable, and closed against keys that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-def _of_kind(section: str) -> BeforeValidator:
-    tag, default = TAGS[section]
-
-    def fill(value: object) -> object:
-        if isinstance(value, BaseModel):
-            return value
-        if not isinstance(value, Mapping):
-            problem = f"got {show(value)}, expected keys below it, such as `{tag}: {default}`"
-            raise ValueError(problem)  # noqa: TRY004  (pydantic collects these)
-        return {tag: default, **value}
-
-    return BeforeValidator(fill)
-
-
-class NoDenoise(Frozen):
-    """Thresholds the image as it is."""
-
-    method: Literal["none"] = "none"
-
-    @property
-    def window(self) -> Triple:
-        """Filter window (z, y, x) in voxels."""
-        return 1, 1, 1
-
-
-class MedianDenoise(Frozen):
-    """Median of a window; equals ``scipy.ndimage.median_filter(..., mode="reflect")`` on the whole volume."""
-
-    method: Literal["median"] = "median"
-    size: int | Triple = Field(3, description="odd window in voxels: one number in plane, or [z, y, x]")
-
-    @field_validator("size", mode="before")
-    @classmethod
-    def _odd(cls, size: Any) -> Any:
-        lengths = list(size) if isinstance(size, list | tuple) else [size]
-        if not (len(lengths) == 3 or lengths == [size]) or {type(length) for length in lengths} != {int}:
-            raise ValueError(f"got {show(size)}, expected one odd number, or three as [z, y, x]")
-        for length in lengths:
-            if not 1 <= length <= 99:
-                raise ValueError(f"got {show(length)}, a median window has 1 to 99 voxels")
-            if length % 2 == 0:
-                raise ValueError(f"got {length}, a median needs an odd size; use {length + 1}")
-        # one recipe has one form, and so one key
-        return lengths[1] if len(lengths) == 3 and lengths[0] == 1 and lengths[1] == lengths[2] else size
-
-    @property
-    def window(self) -> Triple:
-        """Filter window (z, y, x) in voxels."""
-        return (1, self.size, self.size) if isinstance(self.size, int) else self.size
-
-
-class HistogramThreshold(Frozen):
-    """A level that is found from a histogram: see `pipeline.threshold` for the methods."""
-
-    method: Literal["otsu", "li", "yen", "triangle", "isodata", "mean", "minimum"] = "otsu"
-    scope: Literal["tile", "slice", "volume"] = Field("tile", description="voxels that share a level")
-
-    def fits(self, top: int) -> bool:  # noqa: ARG002
-        """Whether the method makes sense for an image whose highest level is ``top``."""
-        return True
-
-    @property
-    def decides(self) -> bool:
-        """Whether any histogram has a level; a minimum needs two peaks."""
-        return self.method != "minimum"
-
-    def levels(self, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
-        """Level of each of some joint tables, (tiles, 3, levels), on their own scale; NaN where there is none."""
-        return levels_of(self.method, tables)
-
-    def level(self, counts: NDArray[np.int64]) -> float:
-        """Level of a pooled histogram, (levels,)."""
-        return float(LEVEL_OF[self.method](counts))
-
-
-class FixedThreshold(Frozen):
-    """One level for every tile."""
-
-    method: Literal["fixed"] = "fixed"
-    scope: Literal["tile"] = Field("tile", description="voxels that share a level")
-    level_value: float = Field(alias="level", ge=0, le=65535, description="grey level on the filtered scale")
-
-    def fits(self, top: int) -> bool:
-        """Whether the level exists in an image whose highest level is ``top``."""
-        return self.level_value <= top
-
-    @property
-    def decides(self) -> bool:
-        """Whether there always is a level."""
-        return True
-
-    def levels(self, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
-        """Level of each of some joint tables: the one that was given."""
-        return np.full(len(tables), self.level_value)
-
-    def level(self, counts: NDArray[np.int64]) -> float:  # noqa: ARG002
-        """Level of any histogram: the one that was given."""
-        return self.level_value
-
-
-Denoise = Annotated[NoDenoise | MedianDenoise, Field(discriminator="method"), _of_kind("denoise")]
-Threshold = Annotated[HistogramThreshold | FixedThreshold, Field(discriminator="method"), _of_kind("threshold")]
-
-
-class Recipe(Frozen):
-    """What decides a mask's bits."""
-
-    foreground: Literal["dark", "bright"] = Field(
-        "dark", description="whether vessels are darker or brighter than tissue"
-    )
-    tile: int = Field(512, ge=16, le=2048, description="side in voxels of the tile that is thresholded by itself")
-    denoise: Denoise = MedianDenoise()
-    threshold: Threshold = HistogramThreshold()
-
-    @property
-    def halo(self) -> Triple:
-        """Voxels beyond a block that its filter reads, (z, y, x)."""
-        z, y, x = self.denoise.window
-        return z // 2, y // 2, x // 2
-
-    def document(self) -> dict[str, Any]:
-        """The recipe as plain values."""
-        return self.model_dump(mode="json", by_alias=True, include=set(Recipe.model_fields))
 
 
 class ThreadsCluster(Frozen):
@@ -197,7 +49,7 @@ class AddressCluster(Frozen):
         return address
 
 
-Cluster = Annotated[ThreadsCluster | LocalCluster | AddressCluster, Field(discriminator="engine"), _of_kind("cluster")]
+Cluster = Annotated[ThreadsCluster | LocalCluster | AddressCluster, Field(discriminator="engine"), of_kind("cluster")]
 
 
 def parse_bytes(value: object) -> int | None:
@@ -229,17 +81,6 @@ def _parse_region(value: object) -> object:
     if len(spans) < len(parts):
         raise ValueError(f"got {show(value)}, which is no region; write it as z=0:10,y=0:4096,x=0:4096")
     return spans
-
-
-def _parse_name(name: object) -> str:
-    if not isinstance(name, str):
-        raise ValueError(f"got {show(name)}, a name is text; put it in quotes")  # noqa: TRY004
-    if not re.fullmatch(NAME_PATTERN, name) or name.lower() == "zarr.json":  # the latter is a file of every Zarr group
-        raise ValueError(
-            f"got {show(name)}, a name starts with a letter or digit, and goes on with at most 99 letters, digits, "
-            "'.', '_' and '-'"
-        )
-    return name
 
 
 def _parse_path(path: object) -> object:
@@ -284,17 +125,6 @@ def _parse_voxel_size(size: object) -> object:
     ):
         return size
     raise ValueError(f"got {show(size)}, expected [z, y, x] in micrometres, such as [1, 0.7, 0.6]")
-
-
-def _of_keys(example: str, optional: bool = False) -> BeforeValidator:
-    """Say of a section without keys what it could have."""
-
-    def check(value: object) -> object:
-        if isinstance(value, Mapping | BaseModel) or (optional and value is None):
-            return value
-        raise ValueError(f"got {show(value)}, expected keys below it, such as `{example}`")
-
-    return BeforeValidator(check)
 
 
 Duration = Annotated[
@@ -375,8 +205,8 @@ class TruthFolder(SourceFolder):
 class SyncOptions(Frozen):
     """Where slices arrive, and when they are taken."""
 
-    images: Annotated[ImageFolder, _of_keys("folder: slices")]
-    truth: Annotated[TruthFolder | None, _of_keys("folder: traced", optional=True)] = None
+    images: Annotated[ImageFolder, of_keys("folder: slices")]
+    truth: Annotated[TruthFolder | None, of_keys("folder: traced", optional=True)] = None
     settle: Duration = Field("10s", description="how long a file must stay as it is before it is read")  # type: ignore[assignment]  # as written
     voxel_size_um: Annotated[tuple[float, float, float] | None, BeforeValidator(_parse_voxel_size)] = Field(
         None, description="(z, y, x) in micrometres, of a volume that is made"
@@ -389,17 +219,17 @@ class RunConfig(Recipe):
     volume: Annotated[Path, BeforeValidator(_parse_path)] = Field(
         description="the OME-Zarr volume; relative to the configuration file"
     )
-    name: Annotated[str, BeforeValidator(_parse_name)] | None = Field(
+    name: Annotated[str, BeforeValidator(parse_name)] | None = Field(
         None, description="name of run and mask; default: the method"
     )
-    truth: Annotated[str, BeforeValidator(_parse_name)] | None = Field(
+    truth: Annotated[str, BeforeValidator(parse_name)] | None = Field(
         None, description="label to compare the mask with"
     )
     region: Annotated[Region | None, BeforeValidator(_parse_region)] = None
     memory: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(None, description="bytes of the whole run")
     refit: bool = Field(False, description="find the level of the volume anew, where that is the scope")
     cluster: Cluster = ThreadsCluster()
-    sync: Annotated[SyncOptions | None, _of_keys("images: {folder: slices}", optional=True)] = Field(
+    sync: Annotated[SyncOptions | None, of_keys("images: {folder: slices}", optional=True)] = Field(
         None, description="source folders of `kesm sync`"
     )
 
@@ -418,21 +248,4 @@ class RunConfig(Recipe):
     @property
     def run_name(self) -> str:
         """Name of the run: as given, else the threshold's method."""
-        return self.name or self.threshold.method
-
-
-def check_name(name: str, what: str) -> str:
-    """Return a name of a label or run that can be a folder on every file system."""
-    try:
-        return _parse_name(name)
-    except ValueError as error:
-        raise ConfigError(f"{what}: {error}") from error
-
-
-def show(value: object) -> str:
-    """Value for a message, cut where it is long."""
-    return "nothing" if value is None else _short.repr(value)
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
+        return self.name or self.method

@@ -13,22 +13,13 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import (
-    TAGS,
-    Cluster,
-    Denoise,
-    ImageFolder,
-    Region,
-    RunConfig,
-    SyncOptions,
-    Threshold,
-    TruthFolder,
-    show,
-)
+from pipeline.config import Cluster, ImageFolder, Region, RunConfig, SyncOptions, TruthFolder
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.model import TAGS, show
+from pipeline.recipe import Clean, Correct, Denoise, Segmenter, Threshold, Valid
 
 DEPTH = 3  # of the keys: sync.images.folder
-_PATHS = (("volume",), ("sync", "images", "folder"), ("sync", "truth", "folder"))
+_PATHS = (("volume",), ("segmenter", "model"), ("sync", "images", "folder"), ("sync", "truth", "folder"))
 
 
 def load_config(source: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -218,6 +209,9 @@ def _keys(model: type[BaseModel]) -> list[str]:
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): RunConfig,
     ("region",): Region,
+    ("valid",): Valid,
+    ("correct",): Correct,
+    ("clean",): Clean,
     ("sync",): SyncOptions,
     ("sync", "images"): ImageFolder,
     ("sync", "truth"): TruthFolder,
@@ -228,5 +222,10 @@ _KINDS = {
         for kind in get_args(get_args(union)[0])
         for tag in get_args(kind.model_fields[TAGS[section][0]].annotation)
     }
-    for section, union in (("denoise", Denoise), ("threshold", Threshold), ("cluster", Cluster))
+    for section, union in (
+        ("denoise", Denoise),
+        ("threshold", Threshold),
+        ("segmenter", Segmenter),
+        ("cluster", Cluster),
+    )
 }

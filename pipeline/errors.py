@@ -72,3 +72,11 @@ class LockedError(PipelineError, TimeoutError):
     """Another process works on the same thing."""
 
     exit_code = 4
+
+
+class TargetError(PipelineError, RuntimeError):
+    """A function of the user's own raised, or returned what it must not; ``trace`` is its traceback."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace

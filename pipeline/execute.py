@@ -24,16 +24,17 @@ import numpy as np
 from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 
-from pipeline.config import AddressCluster, Cluster, LocalCluster, Recipe, ThreadsCluster
+from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluster
 from pipeline.confusion import SCORE_PARTS, Macro, mean_scores, sum_scores
 from pipeline.errors import DamageError, SchedulerError
 from pipeline.geometry import Box, Triple
 from pipeline.keys import stale_pyramids, unfinished
 from pipeline.plan import Plan, available_cpus
-from pipeline.pool import slice_counts
+from pipeline.recipe import Recipe
 from pipeline.record import Column, recorded
 from pipeline.segment import Job, build_pyramid, run_block
 from pipeline.store import ShardedArray
+from pipeline.survey import slice_counts
 from pipeline.tables import Grids, RunTables
 from pipeline.volume import Volume
 

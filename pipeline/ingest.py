@@ -18,13 +18,13 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from pipeline.config import check_name
 from pipeline.disk import disk_errors
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
 from pipeline.histogram import UNLABELLED, joint_histogram
 from pipeline.ledger import Ledger
 from pipeline.lock import locked
 from pipeline.mapping import LabelOptions, Mapping, decide_mapping
+from pipeline.model import check_name
 from pipeline.ome import VoxelSize
 from pipeline.pixels import decoding
 from pipeline.placement import place

@@ -14,10 +14,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Recipe
 from pipeline.disk import is_file
 from pipeline.errors import DamageError
 from pipeline.geometry import Box, Triple
+from pipeline.recipe import Recipe
 from pipeline.store import ABSENT, ALL_FILL, ShardedArray, digest_bytes
 from pipeline.table import Table
 from pipeline.tables import Grids, RunTables, Status
@@ -31,8 +31,25 @@ def recipe_key(recipe: Recipe) -> int:
     return digest_bytes(json.dumps([ALGORITHM, recipe.document()], sort_keys=True).encode())
 
 
+def other_inputs(volume: Volume, recipe: Recipe, first: int, last: int) -> list[bytes]:
+    """Digests of what masks of some slices are made from beside the image: valid area and reference slice."""
+    inputs = [b""] * (last - first)
+    if recipe.valid is not None and recipe.valid.label is not None:
+        _, ledger = volume.truth(recipe.valid.label)
+        inputs = [digests.tobytes() for digests in ledger.shard_digests(first, last)]
+    if recipe.correct is not None and (z := recipe.correct.match) is not None:
+        reference = volume.slices.shard_digests(z, z + 1).tobytes() if z < volume.shape[0] else b"none"
+        inputs = [of_slice + reference for of_slice in inputs]
+    return inputs
+
+
 def mask_keys(
-    recipe: Recipe, image_digests: NDArray[np.uint64], grids: Grids, tiles: Box, level: float | None = None
+    recipe: Recipe,
+    image_digests: NDArray[np.uint64],
+    grids: Grids,
+    tiles: Box,
+    level: float | None = None,
+    others: bytes = b"",
 ) -> NDArray[np.uint64]:
     """Keys of the masks of a box of tiles of one slice.
 
@@ -46,15 +63,17 @@ def mask_keys(
         Of the tile grid, one slice.
     level : float, optional
         Of the whole volume, where the recipe has one.
+    others : bytes, optional
+        Of `other_inputs`.
 
     Returns
     -------
     ndarray
         uint64, of the shape of ``tiles``.
     """
-    seed = recipe_key(recipe).to_bytes(8, "little") + (b"" if level is None else struct.pack("<d", level))
+    seed = recipe_key(recipe).to_bytes(8, "little") + (b"" if level is None else struct.pack("<d", level)) + others
     depth, *halo = recipe.halo
-    support = grids.tiles.shape[1:] if recipe.threshold.scope == "slice" else halo
+    support = grids.tiles.shape[1:] if recipe.shares or recipe.slicewise else halo
     return _keys(seed, image_digests, grids, tiles, (depth, *support))
 
 
@@ -113,12 +132,14 @@ def _valid(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> 
         valid &= _kept(tables.truth(truth).counts, tiles)
         valid &= tables.truth(truth).histogram.stored(tiles.slices)  # a gigabyte: only looked for
     masks = tables.mask_key.read(tiles.slices)
+    others = other_inputs(volume, recipe, first, last)
     for z in range(first, last):
         row = slice(z - first, z - first + 1)
         if not valid[row].any():
             continue
         of_slice = Box((z, *tiles.start[1:]), (z + 1, *tiles.stop[1:]))
-        keys = mask_keys(recipe, digests[z - first : z - first + 2 * depth + 1], tables.grids, of_slice, tables.level)
+        around = digests[z - first : z - first + 2 * depth + 1]
+        keys = mask_keys(recipe, around, tables.grids, of_slice, tables.level, others[z - first])
         valid[row] &= masks[row] == keys
         if traced is not None and recorded is not None:
             valid[row] &= recorded[row] == counts_keys(keys, traced[row], tables.grids, of_slice)

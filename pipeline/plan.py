@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.config import AddressCluster, LocalCluster, Recipe, RunConfig
+from pipeline.classifier import file_digest, image_of, load_classifier
+from pipeline.config import AddressCluster, LocalCluster, RunConfig
 from pipeline.errors import (
     ConfigError,
     DamageError,
@@ -23,8 +24,10 @@ from pipeline.geometry import Box, Triple, check_nesting
 from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.keys import valid_tiles
 from pipeline.median import is_fast
+from pipeline.recipe import ClassifierSegmenter, MedianDenoise, PythonDenoise, PythonSegmenter, Recipe
 from pipeline.store import CHUNK, SHARD
 from pipeline.tables import Grids, RunTables, has_documents, run_names
+from pipeline.targets import find_target
 from pipeline.tile import TABLES_BYTES
 from pipeline.volume import Volume
 
@@ -32,6 +35,7 @@ from pipeline.volume import Volume
 PROCESS_BYTES = 400 * 10**6
 # Shards that a task holds at once: of truth and of mask, one that is encoded, and chunks of it. Measured as above.
 CODEC_SHARDS = 4
+TARGET_BYTES = 64  # for each voxel of its block, what a function of the user's is thought to need
 DEFAULT_SHARE = 0.8  # of the memory that is free
 
 
@@ -105,7 +109,8 @@ class Plan:
     @property
     def fast_filter(self) -> bool:
         """Whether the filter has a compiled kernel; others go through SciPy, a hundred times slower."""
-        return is_fast(self.recipe.denoise.window)
+        stage = self.recipe.denoise
+        return not isinstance(stage, MedianDenoise) or is_fast(stage.window)
 
 
 def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = False) -> Plan:
@@ -128,8 +133,8 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     """
     volume = volume or Volume(config.volume)
     name = config.run_name
-    recipe = config.recipe
-    _check_level(recipe, volume)
+    recipe = _with_model(config.recipe, volume)
+    _check_stages(recipe, volume)
     if config.truth is not None:
         volume.truth(config.truth)
     asked = config.region.box(volume.shape) if config.region else Box.whole(volume.shape)
@@ -141,11 +146,14 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     block = _existing_block(volume, name, recipe, replace)
     allowed = (limit - fixed) // tasks
     if block is None:
-        least = fixed + tasks * task_bytes(volume, recipe, smallest_block(volume))
+        least = fixed + tasks * task_bytes(volume, recipe, smallest_block(volume, recipe))
         if least > limit:
+            which = (
+                "whole slices, which the recipe looks at" if recipe.slicewise else "the smallest blocks, of one shard"
+            )
             raise MemoryLimitError(
-                f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {tasks} tasks on the "
-                "smallest blocks, of one shard; allow more with --memory, or use fewer --threads"
+                f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {tasks} tasks on {which}; "
+                "allow more with --memory, or use fewer --threads"
             )
         block = choose_block(volume, recipe, allowed)
     grids = Grids.of(volume.shape, recipe.tile, block)
@@ -161,7 +169,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     replaces = replace and _differs(volume, name, recipe)
     pools = _pools(volume, name, config, replaces)
     passes = _passes(recipe, grids, pools)
-    image_bytes = volume.dtype.itemsize * recipe.denoise.window[0] * passes
+    image_bytes = volume.dtype.itemsize * (2 * recipe.halo[0] + 1) * passes
     read = grids.blocks.voxels(blocks).size * (image_bytes + bool(config.truth))
     return Plan(
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
@@ -183,7 +191,7 @@ def _pools(volume: Volume, name: str, config: RunConfig, replaces: bool) -> bool
 def _passes(recipe: Recipe, grids: Grids, pools: bool) -> int:
     """How often the image is read: once, unless a level needs more of it than a block has."""
     parts = grids.blocks.cells[1] * grids.blocks.cells[2]
-    return 1 + pools + (parts if recipe.threshold.scope == "slice" and parts > 1 else 0)
+    return 1 + pools + (parts if recipe.shares and parts > 1 else 0)
 
 
 def tiles_done(plan: Plan) -> int:
@@ -217,6 +225,8 @@ def choose_block(volume: Volume, recipe: Recipe, allowed: int) -> Triple:
 
     The smallest block is taken where none fits.
     """
+    if recipe.slicewise:
+        return smallest_block(volume, recipe)
     _, height, width = volume.shape
     rows = [height, *range((height - 1) // SHARD[1] * SHARD[1], 0, -SHARD[1])]
     columns = [width, *range((width - 1) // SHARD[2] * SHARD[2], 0, -SHARD[2])]
@@ -224,12 +234,14 @@ def choose_block(volume: Volume, recipe: Recipe, allowed: int) -> Triple:
     for block in candidates:
         if task_bytes(volume, recipe, block) <= allowed:
             return block
-    return smallest_block(volume)
+    return smallest_block(volume, recipe)
 
 
-def smallest_block(volume: Volume) -> Triple:
-    """Block of one shard."""
+def smallest_block(volume: Volume, recipe: Recipe) -> Triple:
+    """Block of one shard, or of a slice where the recipe looks at whole ones."""
     _, height, width = volume.shape
+    if recipe.slicewise:
+        return 1, height, width
     return 1, min(height, SHARD[1]), min(width, SHARD[2])
 
 
@@ -243,7 +255,7 @@ def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     itemsize = volume.dtype.itemsize
     _, height, width = block
     _, whole_height, whole_width = volume.shape
-    depth, halo_y, halo_x = recipe.denoise.window[0], recipe.halo[1], recipe.halo[2]
+    depth, halo_y, halo_x = 2 * recipe.halo[0] + 1, *recipe.halo[1:]
     window = depth * min(height + 2 * halo_y, whole_height) * min(width + 2 * halo_x, whole_width) * itemsize
     levels = whole_height * whole_width // 3
     tiles = Grids.of(volume.shape, recipe.tile, block).block_tiles((0, 0, 0)).size
@@ -253,7 +265,39 @@ def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     padded = depth * (part_y + 2 * halo_y) * (part_x + 2 * halo_x)
     copies = 1 if is_fast(recipe.denoise.window) else 2
     part = (padded * copies + part_y * part_x) * itemsize
-    return window + levels + tables + part + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
+    planes = _plane_bytes(volume, recipe, block) + padded * _drawn_bytes(recipe)
+    return window + levels + tables + part + planes + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
+
+
+def _with_model(recipe: Recipe, volume: Volume) -> Recipe:
+    """The recipe with what its model's file says: digest and halo; a file that has changed makes another recipe."""
+    segmenter = recipe.segmenter
+    if not isinstance(segmenter, ClassifierSegmenter):
+        return recipe
+    path = Path(segmenter.model)
+    digest = file_digest(path)
+    classifier = load_classifier(path, digest)
+    classifier.check_image(image_of(recipe.document(), volume.dtype.name), str(path))
+    found = {"model": str(path.resolve()), "digest": digest, "halo": (0, classifier.halo, classifier.halo)}
+    return recipe.model_copy(update={"segmenter": segmenter.model_copy(update=found)})
+
+
+def _plane_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
+    """Memory of what stages hold of a whole block beside its image."""
+    voxel = 0
+    if recipe.valid is not None:
+        voxel += 1
+    if recipe.correct is not None:
+        voxel += volume.dtype.itemsize * ((recipe.correct.match, recipe.correct.clahe) != (None, None))
+    voxel += recipe.clean is not None and recipe.clean.slicewise  # its mask
+    return voxel * block[1] * block[2]
+
+
+def _drawn_bytes(recipe: Recipe) -> int:
+    """Memory for each voxel of what is drawn at once: copies of the mask, and what a function of the user's makes."""
+    if recipe.segmenter is not None or isinstance(recipe.denoise, PythonDenoise):
+        return TARGET_BYTES
+    return 3 if recipe.drawn else 0
 
 
 def _existing_block(volume: Volume, name: str, recipe: Recipe, replace: bool) -> Triple | None:
@@ -292,8 +336,7 @@ def _differs(volume: Volume, name: str, recipe: Recipe) -> bool:
         return False
     try:
         tables = RunTables(volume, name)
-        opened = [tables.threshold, tables.status, tables.mask_key, tables.shard_digest, tables.pyramid_key]
-        opened += [table for truth in tables.truths() for table in tables.truth(truth).all]
+        opened = tables.all + [table for truth in tables.truths() for table in tables.truth(truth).all]
         return tables.recipe != recipe.document() or not (opened and volume.label(name).levels)
     except (DamageError, MissingInputError, NotAVolumeError):  # or killed while it was replaced
         return True
@@ -312,8 +355,19 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     return plain | {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
-def _check_level(recipe: Recipe, volume: Volume) -> None:
+def _check_stages(recipe: Recipe, volume: Volume) -> None:
     top = int(np.iinfo(volume.dtype).max)
+    if recipe.valid is not None and (recipe.valid.padding or 0) > top:
+        raise ConfigError(f"valid.padding: got {recipe.valid.padding}, {volume.dtype} images have levels 0 to {top}")
+    if recipe.valid is not None and recipe.valid.label is not None:
+        volume.truth(recipe.valid.label)
+    if recipe.correct is not None and (recipe.correct.match or 0) >= volume.shape[0]:
+        raise ConfigError(
+            f"correct.match: got {recipe.correct.match}, the volume has slices 0 to {volume.shape[0] - 1}"
+        )
+    for stage in (recipe.denoise, recipe.segmenter):
+        if isinstance(stage, PythonDenoise | PythonSegmenter):
+            find_target(stage.target)
     if not recipe.threshold.fits(top):
         got = recipe.threshold.model_dump(by_alias=True)["level"]
         raise ConfigError(f"threshold.level: got {got:g}, {volume.dtype} images have levels 0 to {top}")

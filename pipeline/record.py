@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Box
-from pipeline.tables import RunTables
+from pipeline.tables import RunTables, Signal
 from pipeline.volume import Volume
 
 
@@ -25,6 +25,11 @@ class Column(IntEnum):
     REUSED = 6
     FAILED = 7
     ABSENT = 8
+    SILENT = 9
+    BORDER = 10
+    BORDER_CHANGES = 11
+    INSIDE = 12
+    INSIDE_CHANGES = 13
 
 
 def recorded(
@@ -50,4 +55,6 @@ def done_record(tables: RunTables, tiles: Box, counts: NDArray[np.int64] | int) 
     record[..., : Column.VOXELS] = counts
     record[..., Column.VOXELS] = tables.grids.tiles.sizes(tiles)
     record[..., Column.DONE] = 1
+    record[..., Column.SILENT] = tables.signal.read(tiles.slices) == Signal.NONE
+    record[..., Column.BORDER :] = tables.seam.read(tiles.slices)
     return record

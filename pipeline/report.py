@@ -15,11 +15,15 @@ from pipeline.activity import Activity, activity
 from pipeline.confusion import Counts, Macro, Scores, Undefined, mean_scores, scores, sum_scores
 from pipeline.errors import DamageError, MissingInputError, PipelineError
 from pipeline.geometry import Box
+from pipeline.histogram import bin_top
 from pipeline.keys import valid_tiles
 from pipeline.ledger import Ledger
+from pipeline.recipe import HistogramThreshold, Recipe
 from pipeline.table import Table
-from pipeline.tables import RunTables, Status, run_names
+from pipeline.tables import RunTables, Signal, Status, run_names
 from pipeline.volume import Volume
+
+Flags = NDArray[np.bool_]
 
 SCHEMA = 1
 
@@ -28,7 +32,8 @@ SCHEMA = 1
 class Tiles:
     """Tiles of a region by their state; done + failed + pending + absent = total.
 
-    ``done`` includes those ``reused``, and those ``undecided``: the method found no level, and their mask is empty.
+    ``done`` includes those ``reused``, those ``undecided``, whose mask is empty because the method found no level, and
+    those with ``no_signal``, where the recipe asks for one.
     """
 
     total: int
@@ -38,6 +43,48 @@ class Tiles:
     pending: int
     absent: int
     undecided: int = 0
+    no_signal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """How much more often a mask changes from voxel to voxel across the borders of tiles than inside them.
+
+    Only borders inside of what is worked on at once are looked at: a chunk of the mask, or a shard where tiles are
+    larger. They are the same for every block shape.
+
+    Attributes
+    ----------
+    border, border_changes, inside, inside_changes : int
+        Pairs of voxels, and those that differ.
+    """
+
+    border: int
+    border_changes: int
+    inside: int
+    inside_changes: int
+
+    @property
+    def score(self) -> float | None:
+        """1 where tiles leave no seams, more where they do; None where nothing changes inside tiles."""
+        if not self.border or not self.inside_changes:
+            return None
+        return self.border_changes * self.inside / (self.border * self.inside_changes)
+
+    def document(self) -> dict[str, Any] | None:
+        """Score and counts as a JSON object; None where no tiles meet."""
+        return {"score": self.score, **asdict(self)} if self.border else None
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The frozen level of a volume, and the one that all slices done so far would give now.
+
+    Of 16 bit, ``now`` is the highest level of a bin of the stored histograms.
+    """
+
+    level: float
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +101,9 @@ class Summary:
         Means of the scores over the annotated tiles, how many those are, and in how many each score is 0 / 0.
     levels : tuple or None
         Lowest, median and highest level of the tiles, on the filtered scale.
+    seam : Seam
+    drift : Drift or None
+        Where the volume has one level.
     failures : list of (Box, str)
     """
 
@@ -70,6 +120,8 @@ class Summary:
     tiles: Tiles
     failures: Sequence[tuple[Box, str]]
     elapsed_s: float | None = None
+    seam: Seam = Seam(0, 0, 0, 0)
+    drift: Drift | None = None
 
     def document(self) -> dict[str, Any]:
         """The summary as the JSON object of the command line; what is not a number is null."""
@@ -87,6 +139,10 @@ class Summary:
             "scores": None if self.scores is None else asdict(self.scores),
             "macro": None if self.macro is None else self.macro.document(),
             "levels": None if self.levels is None else dict(zip(keys, map(_number, self.levels), strict=True)),
+            "seam": self.seam.document(),
+            "drift": None
+            if self.drift is None
+            else {"level": _number(self.drift.level), "now": _number(self.drift.now)},
             "tiles": asdict(self.tiles),
             "failures": [{"region": str(box), "reason": reason} for box, reason in self.failures],
             "elapsed_s": self.elapsed_s,
@@ -115,8 +171,9 @@ def summarise(
             f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
             f"compare it with `kesm run {volume.path} --truth {truth} --name {name}`"
         )
-    survey = _Survey(tables, tiles)
+    survey, has_levels = _Survey(tables, tiles), Recipe.model_validate(tables.recipe).has_levels
     status, level = survey.read(tables.status), survey.read(tables.threshold)
+    signal, seam = survey.read(tables.signal), survey.read(tables.seam)
     done = valid_tiles(volume, tables, truth, tiles)
     if (~done & (status == Status.DONE)).any():  # what says so may be damaged itself
         survey.look_for_reasons(volume, truth)
@@ -132,7 +189,10 @@ def summarise(
         name=name, volume=str(volume.path), region=region, truth=truth,
         voxels=int(tables.grids.tiles.sizes(tiles)[done].sum()), annotated=counts.total if counts else 0,
         counts=counts, scores=scores(counts, undefined) if counts else None, macro=macro, levels=_levels(level[done]),
-        tiles=_tiles(volume, tiles, _failed(tables, tiles, status, failures), done, level),
+        drift=_drift(volume, tables),
+        seam=Seam(*(int(pairs) for pairs in seam[done].sum(axis=0))),
+        tiles=_tiles(volume, tiles, _failed(tables, tiles, status, failures), done, done & (signal == Signal.NONE),
+                     done & np.isnan(level) & (signal != Signal.NONE) & has_levels),
         failures=failures + survey.damage,
     )  # fmt: skip
 
@@ -207,9 +267,7 @@ def _failed(
     return failed
 
 
-def _tiles(
-    volume: Volume, tiles: Box, failed: NDArray[np.bool_], done: NDArray[np.bool_], level: NDArray[np.float64]
-) -> Tiles:
+def _tiles(volume: Volume, tiles: Box, failed: Flags, done: Flags, silent: Flags, undecided: Flags) -> Tiles:
     here = volume.slices.present()[tiles.start[0] : tiles.stop[0], None, None]
     present = np.broadcast_to(here, done.shape)
     finished, broken = int((present & done).sum()), int((present & failed & ~done).sum())
@@ -220,8 +278,22 @@ def _tiles(
         failed=broken,
         pending=int(present.sum()) - broken - finished,
         absent=int((~present).sum()),
-        undecided=int((present & done & np.isnan(level)).sum()),
+        undecided=int((present & undecided).sum()),
+        no_signal=int((present & silent).sum()),
     )
+
+
+def _drift(volume: Volume, tables: RunTables) -> Drift | None:
+    """What the level of the volume would be now; `refit` makes it so."""
+    recipe = Recipe.model_validate(tables.recipe)
+    if tables.level is None or not isinstance(recipe.threshold, HistogramThreshold):
+        return None
+    grey, _ = tables.grey.survey()
+    counts = grey.sum(axis=(0, 1, 2))
+    now = recipe.threshold.level(counts) if counts.any() else math.nan
+    if volume.dtype.itemsize > 1 and math.isfinite(now):
+        now = float(bin_top(int(now), volume.filtered_window(recipe.foreground == "dark")))
+    return Drift(tables.level, now)
 
 
 def _levels(levels: NDArray[np.float64]) -> tuple[float, float, float] | None:

@@ -16,8 +16,9 @@ from pipeline.disk import disk_errors
 from pipeline.errors import ExistsError, LockedError
 from pipeline.execute import Client, Engine, Observer, Outcome, execute, finished, ignore, pooled_counts, start_engine
 from pipeline.plan import Plan, check_free, make_plan
+from pipeline.recipe import HistogramThreshold
 from pipeline.record import Column
-from pipeline.report import Summary, Tiles, summarise
+from pipeline.report import Seam, Summary, Tiles, summarise
 from pipeline.segment import Job
 from pipeline.store import sweep_partial
 from pipeline.tables import RunTables, run_lock, run_names, settle
@@ -68,9 +69,11 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
 
 def _find_level(plan: Plan, tables: RunTables, engine: Engine, observer: Observer) -> None:
     """Find the level of the whole volume, unless it is known: another process may have found it since the plan."""
-    wanted = plan.recipe.threshold.scope == "volume" and (plan.refit or tables.level is None)
-    if wanted and (counts := pooled_counts(plan, engine, observer)).any():
-        tables.freeze(plan.recipe.threshold.level(counts))
+    threshold = plan.recipe.threshold
+    if not isinstance(threshold, HistogramThreshold) or threshold.scope != "volume":
+        return
+    if (plan.refit or tables.level is None) and (counts := pooled_counts(plan, engine, observer)).any():
+        tables.freeze(threshold.level(counts))
 
 
 def _finished(volume: Volume, plan: Plan, observer: Observer) -> Outcome | None:
@@ -176,6 +179,7 @@ def _summary(volume: Volume, plan: Plan, outcome: Outcome, elapsed_s: float) -> 
         counts=counts,
         scores=scores(counts) if counts else None,
         macro=outcome.macro if plan.truth else None,
+        seam=Seam(*total[Column.BORDER : Column.INSIDE_CHANGES + 1]),
         tiles=Tiles(
             total=stored.tiles.total,
             done=total[Column.DONE],
@@ -184,6 +188,7 @@ def _summary(volume: Volume, plan: Plan, outcome: Outcome, elapsed_s: float) -> 
             pending=0,
             absent=total[Column.ABSENT],
             undecided=stored.tiles.undecided,
+            no_signal=total[Column.SILENT],
         ),
         elapsed_s=round(elapsed_s, 3),
     )

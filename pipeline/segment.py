@@ -7,6 +7,7 @@ pending, mask, tables, status done, and the mask's key last.
 
 from __future__ import annotations
 
+import traceback
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,21 +16,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Recipe
-from pipeline.errors import DamageError, LockedError, PipelineError, StorageError, UnavailableError
+from pipeline.denoise import denoiser
+from pipeline.drawing import Drawing
+from pipeline.errors import DamageError, LockedError, PipelineError, StorageError, TargetError, UnavailableError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import WINDOWED_LEVELS
-from pipeline.keys import counts_keys, has_shards, mask_keys, pyramid_key
+from pipeline.keys import counts_keys, has_shards, mask_keys, other_inputs, pyramid_key
 from pipeline.ledger import Ledger
-from pipeline.pool import slice_counts, window_counts
 from pipeline.pyramid import Pyramid
+from pipeline.recipe import FixedThreshold, LocalThreshold, Recipe
 from pipeline.record import Column, done_record
+from pipeline.scene import Scene
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, digest_bytes
-from pipeline.tables import RunTables, Status, TruthTables
-from pipeline.tile import Array, TileRule, TileTables, segment_tiles
+from pipeline.survey import TileLevels, scene_counts, scene_survey, settle, slice_counts, slice_survey
+from pipeline.tables import RunTables, Signal, Status, TruthTables
+from pipeline.tile import Array, TileRule, TileTables, count_drawn, segment_tiles
 from pipeline.volume import Volume, beside
-from pipeline.window import CheckedShard, Lost, Window, covered_planes
+from pipeline.window import CheckedShard, Lost, covered_planes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,9 @@ def run_block(job: Job, index: Triple) -> NDArray[np.int64]:
     except UnavailableError as error:
         return block.fail(str(error)) if block.touched else block.put_off(str(error))
     except PipelineError as error:
-        return block.fail(str(error))
+        return block.fail(str(error), error.trace if isinstance(error, TargetError) else "")
     except Exception as error:  # whatever it is, the other blocks go on and the reason is kept
-        return block.fail(f"{type(error).__name__}: {error}")
+        return block.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 def build_pyramid(job: Job, z: int) -> str | None:
@@ -152,6 +156,7 @@ class _Block:
         self.cells = self.tiles.slices
         self.z = self.box.start[0]
         self._slice_cells = (slice(self.z, self.z + 1),)
+        self._block = tuple(slice(place, place + 1) for place in index)
         self.masked = False  # whether the mask is done, and only counts are missing
         self.touched = False  # whether anything was taken back or written
 
@@ -159,7 +164,8 @@ class _Block:
         image_digests, planes = self._image_inputs()
         if not planes:
             return self._leave_empty()
-        keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles, self.handles.tables.level)
+        around = other_inputs(self.handles.volume, self.job.recipe, self.z, self.z + 1)[0]
+        keys = mask_keys(self.job.recipe, image_digests, self.grids, self.tiles, self.handles.tables.level, around)
         masked = self.masked = self._is_masked(keys)  # before the truth is looked at: a damaged one costs no mask
         truth_digests = self._truth_inputs()
         count_keys = None if truth_digests is None else counts_keys(keys, truth_digests, self.grids, self.tiles)
@@ -174,12 +180,13 @@ class _Block:
         self._remember(results, keys, count_keys)
         return self._record(failed=results.failed | results.uncounted)
 
-    def fail(self, reason: str) -> NDArray[np.int64]:
+    def fail(self, reason: str, trace: str = "") -> NDArray[np.int64]:
         """Leave fill in the mask, zero in the counts, and the reason in the documents; a mask that is done stays."""
         self._check_licence()
         self._forget(self.masked)
         self._empty(Status.FAILED)
-        self.handles.tables.record_failure(self.index, [(self.box, reason)], self.job.truth if self.masked else None)
+        truth = self.job.truth if self.masked else None
+        self.handles.tables.record_failure(self.index, [(self.box, reason)], truth, trace)
         return self._record(failed=np.ones(self.tiles.shape, np.bool_))
 
     def put_off(self, reason: str) -> NDArray[np.int64]:
@@ -210,6 +217,9 @@ class _Block:
             self.handles.mask.erase(self.box)
             tables.shard_digest.write(self._shards(), ABSENT if status is Status.ABSENT else ALL_FILL)
             tables.threshold.write(self.cells, np.nan)
+            tables.signal.write(self.cells, Signal.NOT_ASKED)
+            tables.seam.write(self.cells, 0)
+            tables.grey.write(self._block, 0)
             if self.box.shape[1:] == self.handles.volume.shape[1:]:  # then the levels are gone too
                 tables.pyramid_key.write(self._slice_cells, ABSENT)
             tables.status.write(self.cells, status)
@@ -267,21 +277,28 @@ class _Block:
         self, planes: list[int], image_digests: Array, truth_digests: Array | None, write_mask: bool
     ) -> _Results:
         """Work through the block chunk by chunk: what was read of one is in cache when it is used and written."""
-        volume, halo = self.handles.volume, self.job.recipe.halo
-        around = self.box.grow((0, halo[1], halo[2])) & Box.whole(volume.shape)
+        volume, recipe = self.handles.volume, self.job.recipe
+        halo = recipe.halo
         whole = self.box.shape[1:] == volume.shape[1:]  # else the levels follow when all blocks of the slice are done
-        level = None if whole else self._shared_level(None)  # before the window, whose memory it uses
-        window, truth_lost = Window(volume, around, halo, planes, image_digests), Lost()
-        rule = self._rule(self._shared_level(window) if whole else level)
+        shared = None if whole else self._shared(None)  # before the scene, whose memory it uses
+        scene, truth_lost = Scene.of(volume, recipe, self.box, planes, image_digests), Lost()
+        shared = self._shared(scene) if whole else shared
+        drawing = Drawing(scene, shared) if recipe.drawn and not isinstance(shared, float) else None
+        rule = self._rule(shared if isinstance(shared, float) else None)
         results = _Results.empty(rule, self.tiles.shape, with_truth=truth_digests is not None)
+        if drawing is not None:
+            drawing.prepare(self.box, self._units)
+            if recipe.threshold.judges and drawing.levels is not None:
+                silent = drawing.levels.silent[self.tiles.slices[1:]]
+                results.signal[0] = np.where(silent, Signal.NONE, Signal.THERE)
         writer = self.handles.mask.writer(self.box, self.job.staging, with_levels=whole) if write_mask else None
         for shard in self.grids.shards.parts(self.box):
-            window.load(shard)
-            self._give_up(results, window.lost, halo, results.failed)
+            scene.load(shard)
+            self._give_up(results, scene.window.lost, halo, results.failed)
             with self._open_truth(shard, truth_digests, truth_lost) as truth:
                 for part in self._units.parts(shard):
                     mask = scratch.array("mask", part.shape, np.uint8)
-                    self._segment(part, window, self._read_truth(part, truth), mask, results)
+                    self._segment(part, scene, drawing, self._read_truth(part, truth), mask, results)
                     if writer is not None:
                         writer.write(part, mask)
             self._give_up(results, truth_lost, (0, 0, 0), results.uncounted)
@@ -303,12 +320,21 @@ class _Block:
             results.reasons.setdefault(reason, []).append(cells)
         lost.parts.clear()
 
-    def _segment(self, part: Box, window: Window, truth: Array | None, mask: Array, results: _Results) -> None:
+    def _segment(
+        self, part: Box, scene: Scene, drawing: Drawing | None, truth: Array | None, mask: Array, results: _Results
+    ) -> None:
         """Segment the tiles of a part into ``mask``, and fill in their part of the tables."""
-        (_, top, left), (_, first_row, first_column) = part.start, window.box.start
-        start, rule = (top - first_row, left - first_column), results.rule
-        tables = segment_tiles(window.values, start, None if truth is None else truth[0], mask[0], rule)
-        where = self.grids.tiles.cover(part).relative_to(self.tiles.start).slices
+        rule, labels = results.rule, None if truth is None else truth[0]
+        cells = self.grids.tiles.cover(part)
+        if drawing is None:
+            (_, top, left), (_, first_row, first_column) = part.start, scene.window.box.start
+            start = top - first_row, left - first_column
+            tables = segment_tiles(scene.window.values, start, labels, mask[0], rule)
+        else:
+            drawing.draw(part, mask[0])
+            (filtered,), valid, levels = scene.filtered(part), scene.valid_in(part), drawing.levels_of(cells)
+            tables = count_drawn(filtered, mask[0], labels, valid, levels, rule)
+        where = cells.relative_to(self.tiles.start).slices
         results.take(where[1:], tables)
         for row, column in np.argwhere(results.failed[where][0]):
             top, left = int(row) * rule.side, int(column) * rule.side
@@ -335,33 +361,45 @@ class _Block:
         truth.read(part, values)
         return values
 
-    def _shared_level(self, window: Window | None) -> float | None:
-        """Level that all tiles of the block have; None where each finds its own.
+    def _shared(self, scene: Scene | None) -> float | TileLevels | None:
+        """Level that all tiles of the block have, or those that they get; None where each finds its own.
 
-        That of a slice needs all of it: which a window of the whole slice has, and else is read in addition.
+        What a slice decides needs all of it: which a scene of the whole slice has, and else is read in addition.
         """
-        recipe, tables = self.job.recipe, self.handles.tables
-        if recipe.threshold.scope == "volume":
-            if tables.level is None:  # there was no slice when it was looked for
-                raise DamageError("the volume has no level yet; run again")
-            return tables.level
-        if recipe.threshold.scope == "tile":
+        recipe, tables, volume = self.job.recipe, self.handles.tables, self.handles.volume
+        threshold = recipe.threshold
+        if recipe.segmenter is not None or isinstance(threshold, LocalThreshold):
             return None
-        if window is None:
-            return recipe.threshold.level(slice_counts(self.handles.volume, recipe, self.z, tables.block))
-        return recipe.threshold.level(window_counts(window, self.box, recipe))
+        if threshold.scope == "volume" and tables.level is None:  # there was no slice when it was looked for
+            raise DamageError("the volume has no level yet; run again")
+        if not recipe.drawn:
+            if threshold.scope != "slice":
+                return tables.level
+            counts = (
+                slice_counts(volume, recipe, self.z, tables.block) if scene is None else scene_counts(scene, self.box)
+            )
+            return threshold.level(counts)
+        if isinstance(threshold, FixedThreshold):
+            return TileLevels.constant(threshold.level_value, self.grids.tiles.cells[1:])
+        if scene is None:
+            survey = slice_survey(volume, recipe, self.z, tables.block, self._units)
+        else:
+            survey = scene_survey(scene, self.box, self._units)
+        return settle(survey, recipe, volume, tables.level)
 
     def _rule(self, level: float | None) -> TileRule:
         """How a tile becomes a mask; with the grey levels that the stored histograms resolve, on the filtered scale."""
         recipe, volume = self.job.recipe, self.handles.volume
-        dark = recipe.foreground == "dark"
         return TileRule(
             side=recipe.tile,
-            window=recipe.denoise.window,
-            invert=dark,
-            levels=recipe.threshold.levels if level is None else lambda tables: np.full(len(tables), level),
-            bins=volume.filtered_window(dark),
+            denoise=denoiser(recipe),
+            levels=self._own_levels if level is None else lambda tables: np.full(len(tables), level),
+            bins=volume.filtered_window(recipe.foreground == "dark"),
         )
+
+    def _own_levels(self, tables: NDArray[np.uint32]) -> NDArray[np.float64]:
+        threshold = self.job.recipe.threshold
+        return np.full(len(tables), np.nan) if isinstance(threshold, LocalThreshold) else threshold.levels(tables)
 
     def _forget(self, masked: bool) -> None:
         """Take back what the ledger says of what is about to change."""
@@ -380,6 +418,9 @@ class _Block:
         tables, truth_tables = self.handles.tables, self.handles.truth_tables
         if results.shard_digest is not None:
             tables.threshold.write(self.cells, results.threshold)
+            tables.signal.write(self.cells, results.signal)
+            tables.seam.write(self.cells, results.seam)
+            tables.grey.write(self._block, results.grey)
             tables.shard_digest.write(self._shards(), results.shard_digest)
         if truth_tables and results.counts is not None and results.histogram is not None and count_keys is not None:
             truth_tables.counts.write(self.cells, results.counts)
@@ -411,6 +452,9 @@ class _Results:
 
     rule: TileRule
     threshold: NDArray[np.float64]
+    signal: NDArray[np.uint8]
+    seam: NDArray[np.int64]
+    grey: NDArray[np.int64]
     counts: NDArray[np.int64] | None
     histogram: NDArray[np.uint32] | None
     failed: NDArray[np.bool_]
@@ -423,6 +467,9 @@ class _Results:
         return cls(
             rule=rule,
             threshold=np.full(tiles, np.nan),
+            signal=np.full(tiles, Signal.NOT_ASKED, np.uint8),
+            seam=np.zeros((*tiles, 4), np.int64),
+            grey=np.zeros(WINDOWED_LEVELS, np.int64),
             counts=np.zeros((*tiles, 4), np.int64) if with_truth else None,
             histogram=np.zeros((*tiles, 3, WINDOWED_LEVELS), np.uint32) if with_truth else None,
             failed=np.zeros(tiles, np.bool_),
@@ -432,6 +479,8 @@ class _Results:
     def take(self, where: tuple[slice, slice], tables: TileTables) -> None:
         """Take the tables of some tiles."""
         self.threshold[0][where] = tables.threshold
+        self.seam[0][where] = tables.seam
+        self.grey += tables.histogram.sum(axis=(0, 1, 2), dtype=np.int64)
         if self.counts is not None and self.histogram is not None:
             self.counts[0][where] = tables.counts
             self.histogram[0][where] = tables.histogram
@@ -439,6 +488,7 @@ class _Results:
     def forget_lost(self) -> None:
         """Let tiles that failed, or whose truth turned out to be lost, count as nothing."""
         self.threshold[self.failed] = np.nan
+        self.seam[self.failed] = 0
         if self.counts is not None and self.histogram is not None:
             lost = self.failed | self.uncounted
             self.counts[lost] = 0

@@ -34,6 +34,14 @@ class Status(IntEnum):
     FAILED = 3
 
 
+class Signal(IntEnum):
+    """Whether a tile has a signal, where that was asked."""
+
+    NOT_ASKED = 0
+    THERE = 1
+    NONE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Grids:
     """The three grids of a run over its volume."""
@@ -121,8 +129,12 @@ class RunTables:
         Table.create(path / "threshold", cells, "float64", chunk, float("nan"))
         Table.create(path / "status", cells, "uint8", chunk)
         Table.create(path / "mask_key", cells, "uint64", chunk)
+        Table.create(path / "signal", cells, "uint8", chunk)
+        Table.create(path / "seam", (*cells, 4), "int64", (*chunk, 4))
         Table.create(path / "shard_digest", grids.shards.cells, "uint64", _chunk(grids, grids.shards))
         Table.create(path / "pyramid_key", cells[:1], "uint64", (1,))
+        blocks = grids.blocks.cells
+        Table.create(path / "grey", (*blocks, WINDOWED_LEVELS), "int64", (1, 1, 1, WINDOWED_LEVELS))
         for documents in ("failures", "attempts"):
             create_document(volume.path / "runs" / name / documents, {})
         create_document(volume.path / "runs" / name, {"recipe": recipe, "block": list(block)})
@@ -150,6 +162,16 @@ class RunTables:
         return Table(self._path / "mask_key")
 
     @cached_property
+    def signal(self) -> Table:
+        """``Signal`` of each tile, uint8."""
+        return Table(self._path / "signal")
+
+    @cached_property
+    def seam(self) -> Table:
+        """Voxel pairs across borders of each tile and inside it, and those that differ, int64 (..., 4)."""
+        return Table(self._path / "seam")
+
+    @cached_property
     def shard_digest(self) -> Table:
         """Digest of each mask shard, uint64."""
         return Table(self._path / "shard_digest")
@@ -158,6 +180,19 @@ class RunTables:
     def pyramid_key(self) -> Table:
         """Digest of the mask that each slice's pyramid was made from, uint64."""
         return Table(self._path / "pyramid_key")
+
+    @cached_property
+    def grey(self) -> Table:
+        """Filtered voxels of each block by grey level, in the bins of stored histograms, int64 (..., 256)."""
+        return Table(self._path / "grey")
+
+    @property
+    def all(self) -> list[Table]:
+        """All of them but for those of the comparisons."""
+        return [
+            self.threshold, self.status, self.signal, self.seam, self.mask_key, self.shard_digest, self.pyramid_key,
+            self.grey,
+        ]  # fmt: skip
 
     def truths(self) -> list[str]:
         """Names of the truths that the run was compared with."""
@@ -194,9 +229,13 @@ class RunTables:
         self.record_failure(block, [(self.grids.blocks.box(block), reason)])
         self.status.write(self.grids.block_tiles(block).slices, Status.FAILED)
 
-    def record_failure(self, block: Triple, parts: Sequence[tuple[Box, str]], truth: str | None = None) -> None:
+    def record_failure(
+        self, block: Triple, parts: Sequence[tuple[Box, str]], truth: str | None = None, trace: str = ""
+    ) -> None:
         """Keep which voxels of a block failed, and why; with a truth, only their comparison with it has."""
         document = {"truth": truth, "parts": [[part.start, part.stop, reason] for part, reason in parts]}
+        if trace:
+            document["traceback"] = trace
         create_document(self._failure(block, truth), document)
 
     def clear_failure(self, block: Triple, truth: str | None) -> None:
@@ -242,7 +281,7 @@ class RunTables:
 
     def resize(self, slices: int) -> None:
         """Change the number of slices of every table."""
-        tables = [self.threshold, self.status, self.mask_key, self.shard_digest, self.pyramid_key]
+        tables = self.all
         for name in self.truths():
             tables += self.truth(name).all
         for table in tables:

@@ -20,8 +20,9 @@ from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStart
 from pipeline.plan import Plan
 from pipeline.report import Summary
 
-if TYPE_CHECKING:  # it loads SciPy's statistics, which a run does not need
+if TYPE_CHECKING:  # the first loads SciPy's statistics, which a run does not need
     from pipeline.choice import Choice
+    from pipeline.validate import Shape, Validation
 
 PLAIN_EVERY_S = 5.0
 COUNTS_WIDTH = 100  # columns from which on a bar has room for the counts beside the time that is left
@@ -196,6 +197,35 @@ def score_rows(summary: Summary) -> list[tuple[str, ...]]:
     ]
 
 
+def shape_rows(validation: Validation) -> list[tuple[str, str]]:
+    """Scores of shape of the volume; what was not asked for has no row."""
+    rows: list[tuple[str, str]] = []
+    outline, line, tolerance = validation.shape.boundary, validation.shape.cl_dice, validation.measures.boundary
+    if outline is not None:
+        rows += [
+            ("boundary precision", _score(outline.precision)), ("boundary recall", _score(outline.recall)),
+            ("boundary F1", _score(outline.f1)),
+            ("boundary tolerance", f"{tolerance} voxel" + ("" if tolerance == 1 else "s")),
+        ]  # fmt: skip
+    if line is not None:
+        rows += [
+            ("clDice precision", _score(line.precision)), ("clDice sensitivity", _score(line.sensitivity)),
+            ("clDice", _score(line.cl_dice)),
+        ]  # fmt: skip
+    return rows
+
+
+def shape_lines(validation: Validation) -> list[str]:
+    """Scores of shape of each slice, a line each."""
+    return [f"slice {z}: {_shape_words(shape)}" for z, shape in validation.slices.items()]
+
+
+def _shape_words(shape: Shape) -> str:
+    outline = [] if shape.boundary is None else [f"boundary F1 {_score(shape.boundary.f1)}"]
+    line = [] if shape.cl_dice is None else [f"clDice {_score(shape.cl_dice.cl_dice)}"]
+    return ", ".join(outline + line)
+
+
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     """How much a run has done, in words; what there is none of has no row."""
     tiles = summary.tiles
@@ -203,10 +233,15 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     if summary.levels:
         low, middle, high = summary.levels
         rows.append(("level", f"{middle:g} ({low:g} to {high:g})"))
+    if summary.drift is not None and summary.drift.now != summary.drift.level:
+        rows.append(("level drifts", f"to {summary.drift.now:g}; `--set refit=true` makes all slices again with it"))
+    if summary.seam.score is not None:
+        rows.append(("seam score", f"{summary.seam.score:.2f}"))
     reused = f", {tiles.reused:,} reused" if tiles.reused else ""
     rows.append(("tiles done", f"{tiles.done:,} of {tiles.total:,}{reused}"))
     left = {
-        "failed": tiles.failed, "pending": tiles.pending, "absent": tiles.absent, "undecided": tiles.undecided
+        "failed": tiles.failed, "pending": tiles.pending, "absent": tiles.absent, "undecided": tiles.undecided,
+        "without signal": tiles.no_signal,
     }  # fmt: skip
     rows += [(f"tiles {state}", f"{count:,}") for state, count in left.items() if count]
     if summary.elapsed_s is not None:
@@ -236,22 +271,47 @@ def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
         ("blocks", f"{plan.blocks.size} of {' x '.join(map(str, plan.block))} voxels; each writes whole shards of "
          f"{' x '.join(map(str, plan.grids.shards.step))}, no shard is written by two"),
         ("tiles", f"{total:,}, of which {done:,} are done already"),
-        ("reads", f"{plan.read_bytes / 10**9:.2f} GB (decoded), in one pass"),
+        ("reads", f"{plan.read_bytes / 10**9:.2f} GB (decoded), in "
+         f"{'one pass' if plan.passes == 1 else f'{plan.passes} passes'}"),
         ("tasks at once", "one for each thread of the workers" if plan.engine == "address" else str(plan.tasks)),
         ("peak memory", f"{plan.peak_bytes / 10**9:.2f} GB of {plan.limit_bytes / 10**9:.2f} GB allowed "
          f"({plan.task_bytes / 10**9:.2f} GB a task)" + (", for each thread" if plan.engine == "address" else "")),
     ]  # fmt: skip
 
 
+SCOPES = {"smooth": "smoothed tile"}
+
+
 def recipe_words(recipe: Mapping[str, Any]) -> str:
     """A recipe, as it is stored, in one line."""
-    denoise, threshold = recipe["denoise"], recipe["threshold"]
-    size = denoise.get("size")
-    window = "" if size is None else " " + " x ".join(map(str, size if isinstance(size, list) else (1, size, size)))
-    level = f" {threshold['level']:g}" if "level" in threshold else ""
-    return (
-        f"{recipe['foreground']} vessels, {'no filter' if size is None else denoise['method']}{window}, "
-        f"{threshold['method']}{level} per {threshold['scope']} of {recipe['tile']}"
+    stages = [f"{recipe['foreground']} vessels"]
+    stages += [f"{name} {_settings(recipe[name])}" for name in ("valid", "correct") if name in recipe]
+    stages.append(_filter_words(recipe["denoise"]))
+    if "segmenter" in recipe:
+        stages.append(f"segmented by {recipe['segmenter'].get('target') or recipe['segmenter'].get('model')}")
+    else:
+        threshold = recipe["threshold"]
+        level = f" {threshold['level']:g}" if "level" in threshold else ""
+        of = f" of {recipe['tile']}" if threshold["scope"] != "voxel" else f" from {threshold['size']} around it"
+        stages.append(f"{threshold['method']}{level} per {SCOPES.get(threshold['scope'], threshold['scope'])}{of}")
+        rule = {key: threshold[key] for key in ("min_separability", "min_contrast", "on_no_signal") if key in threshold}
+        stages += [_settings(rule)] if rule else []
+    if "clean" in recipe:
+        stages.append(f"clean {_settings(recipe['clean'])}")
+    return ", ".join(stages)
+
+
+def _filter_words(denoise: Mapping[str, Any]) -> str:
+    if denoise["method"] == "median":
+        size = denoise["size"]
+        return "median " + " x ".join(map(str, size if isinstance(size, list) else (1, size, size)))
+    words = {"none": "no filter", "gaussian": f"gaussian {denoise.get('sigma', 1):g}"}
+    return words.get(denoise["method"], f"filter {denoise.get('target')}")
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
     )
 
 
@@ -314,6 +374,7 @@ def status_parts(document: dict[str, Any], summaries: list[Summary]) -> list[str
     ]
     truths = (label for label in document["labels"] if label["kind"] == "truth")
     parts += [f"truth {truth['name']}: {truth['slices']} of {slices['present']} slices annotated" for truth in truths]
+    parts += [f"cleaned mask {label['name']}" for label in document["labels"] if label["kind"] == "derived"]
     if summaries:
         parts.append(_runs_table(summaries))
     elif not document["problems"]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import Triple, ceil_div
+from pipeline.denoise import Denoiser
+from pipeline.geometry import ceil_div
 from pipeline.histogram import WINDOWED_LEVELS, binarize, counts_above_levels, joint_histograms, rebin
-from pipeline.median import median_tile
+from pipeline.levels import count_mask, seam_pairs, valid_histograms
 from pipeline.scratch import scratch
 
 Array = NDArray[Any]
@@ -28,10 +29,8 @@ class TileRule:
     ----------
     side : int
         Of a tile, in voxels.
-    window : tuple
-        Of the median, (z, y, x) in voxels.
-    invert : bool
-        Whether vessels are darker than what is around them.
+    denoise : callable
+        The filter, on the planes that its window covers.
     levels : callable
         From joint tables, (tiles, 3, levels), to the level of each tile; vessels are above it.
     bins : tuple
@@ -39,8 +38,7 @@ class TileRule:
     """
 
     side: int
-    window: Triple
-    invert: bool
+    denoise: Denoiser
     levels: Callable[[NDArray[np.uint32]], NDArray[np.float64]]
     bins: tuple[int, int]
 
@@ -57,11 +55,14 @@ class TileTables:
         int64 (y, x, 4): TP, FP, FN, TN in voxels.
     histogram : ndarray
         uint32 (y, x, 3, 256): joint tables.
+    seam : ndarray
+        int64 (y, x, 4): see `pipeline.levels.seam_pairs`.
     """
 
     threshold: NDArray[np.float64]
     counts: NDArray[np.int64]
     histogram: NDArray[np.uint32]
+    seam: NDArray[np.int64]
 
 
 def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mask: Array, rule: TileRule) -> TileTables:
@@ -89,11 +90,11 @@ def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mas
         Valid until the next call of this thread.
     """
     filtered = scratch.array("filtered", mask.shape, stack.dtype)
-    median_tile(stack, start, rule.window, rule.invert, filtered)
+    rule.denoise(stack, start, filtered)
     rows, columns = (ceil_div(length, rule.side) for length in mask.shape)
     tiles = rows * columns
     table = 3, 1 << 8 * stack.itemsize
-    at_once = min(tiles, max(1, TABLES_BYTES // (4 * table[0] * table[1])))
+    at_once = min(tiles, tables_at_once(table[1]))
     threshold, counts = np.empty(tiles), np.empty((tiles, 4), np.int64)
     histogram = scratch.array("histogram", (tiles, 3, WINDOWED_LEVELS), np.uint32)
     for first in range(0, tiles, at_once):
@@ -105,5 +106,57 @@ def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mas
         rebin(tables, rule.bins, histogram[some])
     binarize(filtered, rule.side, threshold, mask)
     return TileTables(
-        threshold.reshape(rows, columns), counts.reshape(rows, columns, 4), histogram.reshape(rows, columns, 3, -1)
+        threshold.reshape(rows, columns),
+        counts.reshape(rows, columns, 4),
+        histogram.reshape(rows, columns, 3, -1),
+        seam_pairs(mask, rule.side).reshape(rows, columns, 4),
     )
+
+
+def count_drawn(
+    filtered: Array,
+    mask: Array,
+    truth: Array | None,
+    valid: Array | None,
+    threshold: NDArray[np.float64],
+    rule: TileRule,
+) -> TileTables:
+    """Count the tiles of a part of a plane whose mask was drawn already.
+
+    Parameters
+    ----------
+    filtered : ndarray
+        (h, w) uint8 or uint16; a tile begins at its corner.
+    mask : ndarray
+        (h, w) uint8: 255 vessel, 0 background.
+    truth, valid : ndarray or None
+        (h, w) uint8: as in `segment_tiles`; and not 0 where voxels count.
+    threshold : ndarray
+        float64 (y, x): level of each tile.
+    rule : TileRule
+
+    Returns
+    -------
+    TileTables
+        Valid until the next call of this thread.
+    """
+    rows, columns = (ceil_div(length, rule.side) for length in mask.shape)
+    tiles, levels = rows * columns, 1 << 8 * filtered.itemsize
+    counts = count_mask(mask, truth, valid, rule.side)
+    histogram = scratch.array("histogram", (tiles, 3, WINDOWED_LEVELS), np.uint32)
+    for first in range(0, tiles, tables_at_once(levels)):
+        some = slice(first, min(first + tables_at_once(levels), tiles))
+        tables = scratch.array("tables", (some.stop - first, 3, levels), np.uint32)
+        valid_histograms(filtered, truth, valid, rule.side, first, tables)
+        rebin(tables, rule.bins, histogram[some])
+    return TileTables(
+        threshold,
+        counts.reshape(rows, columns, 4),
+        histogram.reshape(rows, columns, 3, -1),
+        seam_pairs(mask, rule.side).reshape(rows, columns, 4),
+    )
+
+
+def tables_at_once(levels: int) -> int:
+    """Tiles whose joint tables are in work at once."""
+    return max(1, TABLES_BYTES // (4 * 3 * levels))

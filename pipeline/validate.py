@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from pipeline.confusion import SCORE_PARTS, Counts, mean_scores, scores, sum_scores
+from pipeline.confusion import SCORE_PARTS, Counts, Undefined, mean_scores, scores, sum_scores
 from pipeline.disk import raise_refusal
 from pipeline.errors import ConfigError, DamageError, PipelineError, ShapeMismatchError
 from pipeline.geometry import Box, Grid
 from pipeline.histogram import TRUTH_UNLABELLED, TRUTH_VESSEL, count_tiles, counts_above_levels, joint_histograms
 from pipeline.ingest import Runner
+from pipeline.ledger import Ledger
+from pipeline.outline import BoundaryF1, ClDice, Matches, boundary_f1, cl_dice
+from pipeline.plan import DEFAULT_SHARE
+from pipeline.pyramid import Pyramid
 from pipeline.report import Summary, Tiles
 from pipeline.scratch import scratch
 from pipeline.stack import Page, read_page
@@ -27,6 +32,12 @@ from pipeline.volume import Volume
 from pipeline.window import Lost
 
 TILE = 512  # that of a run, unless its recipe says otherwise
+SHAPE_BYTES = {"boundary": 2, "cl_dice": 6}  # of a voxel of a slice: both labels; one that is thinned, and its copies
+
+_REPORTED = (  # of a summary; the rest is about how a run has made its mask
+    "schema", "name", "volume", "region", "truth", "voxels", "annotated", "counts", "scores", "macro", "failures",
+    "elapsed_s",
+)  # fmt: skip
 
 Plane = NDArray[Any]
 Read = Callable[[Box], Plane]  # part of one shard as uint8: 0 background, 127 not known, 255 vessel; until called again
@@ -43,8 +54,8 @@ class Label:
 def open_label(volume: Volume, name: str, is_truth: bool) -> Label:
     """Return a label of a volume, of the shape of its image, as the truth or as the mask of a comparison."""
     label, kind = volume.label(name), volume.labels()[name].kind
-    if kind == "truth":
-        return _truth_label(volume, name, is_truth)
+    if kind in ("truth", "derived"):
+        return _recorded_label(volume, name, volume.truth(name) if kind == "truth" else volume.derived(name), is_truth)
     if kind == "mask" and name in run_names(volume):
         return _mask_label(volume, name, is_truth)
     attributes, first = read_document(label.path) or {}, "0"  # of another program, or of a run that is gone
@@ -78,65 +89,201 @@ def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -
         raise ShapeMismatchError(f"{name}: got shape {shape}, the image has {expected}; name one of the image's shape")
 
 
-def validate(volume: Volume, mask: Label, truth: Label, runner: Runner, region: Box | None = None) -> Summary:
-    """Compare a mask with a truth, in whole tiles of 512; what either does not know or loses counts nowhere."""
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What is measured beside the scores of voxels, and what any score is where it is 0 / 0."""
+
+    undefined: Undefined = "article"
+    """See `pipeline.confusion.scores`."""
+    boundary: int | None = None
+    """Voxels within which outlines match; None: they are not compared."""
+    cl_dice: bool = False
+
+    @property
+    def slice_bytes(self) -> int:
+        """Memory for each voxel of a slice, beside what the scores of voxels take."""
+        return max(SHAPE_BYTES["boundary"] * (self.boundary is not None), SHAPE_BYTES["cl_dice"] * self.cl_dice)
+
+
+VOXELS_ONLY = Measures()
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Scores of shape that were asked for, of a slice or, from summed counts, of all that have annotated voxels."""
+
+    boundary: BoundaryF1 | None
+    cl_dice: ClDice | None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a comparison has found; ``slices`` are those of which shapes were compared, by their number."""
+
+    summary: Summary
+    measures: Measures
+    shape: Shape
+    slices: Mapping[int, Shape]
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object of the command line."""
+        known = self.summary.document()
+        tiles = {key: known["tiles"][key] for key in ("total", "done", "failed", "absent")}
+        shape = asdict(self.shape)
+        if shape["boundary"] is not None:
+            shape["boundary"] = {"tolerance": self.measures.boundary} | shape["boundary"]
+        return (
+            {"mask" if key == "name" else key: known[key] for key in _REPORTED}
+            | {"tiles": tiles, "undefined": self.measures.undefined}
+            | shape
+            | {"slices": [{"z": z} | asdict(each) for z, each in self.slices.items()]}
+        )
+
+
+def parse_undefined(text: str) -> Undefined:
+    """The rule for 0 / 0 of this name."""
+    rules: dict[str, Undefined] = {rule: rule for rule in get_args(Undefined)}
+    if text not in rules:
+        raise ConfigError(f"--undefined: got {text!r}, expected one of {', '.join(rules)}")
+    return rules[text]
+
+
+def validate_threads(volume: Volume, measures: Measures, cpus: int) -> int:
+    """Slices to look at at once: one for each CPU, fewer where the memory does not hold them."""
+    each = volume.shape[1] * volume.shape[2] * measures.slice_bytes
+    free = int(psutil.virtual_memory().available * DEFAULT_SHARE)
+    return max(1, min(cpus, free // each)) if each else cpus
+
+
+def validate(
+    volume: Volume,
+    mask: Label,
+    truth: Label,
+    runner: Runner,
+    region: Box | None = None,
+    measures: Measures = VOXELS_ONLY,
+) -> Validation:
+    """Compare a mask with a truth, in whole tiles of 512; what either does not know or loses counts nowhere.
+
+    Tiles of slices that either has not are absent. For scores of shape, both labels of a slice are held in memory, as
+    far as they lie in the region.
+    """
     begin, tiles = time.monotonic(), Grid(volume.shape, (1, TILE, TILE))
     box = tiles.round_out(region or Box.whole(volume.shape))
 
-    def look(z: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[Box, str]]]:
-        lost = Lost()
-        counts = _compare_slice(mask, truth, Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), volume.shape, lost)
-        return counts.sum(axis=0), sum_scores(counts), lost.parts
+    def look(z: int) -> _Compared:
+        return _compare_slice(mask, truth, Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), volume.shape, measures)
 
     found = runner(look, range(box.start[0], box.stop[0]))
-    counts = Counts(*sum((each for each, _, _ in found), np.zeros(4, np.int64)).tolist())
-    macro = mean_scores(sum((each for _, each, _ in found), np.zeros(SCORE_PARTS, np.int64)))
-    failures = [failure for _, _, each in found for failure in each]
-    total, failed = tiles.cover(box).size, sum(tiles.cover(part).size for part, _ in failures)
-    return Summary(
+    counts = Counts(*sum((each.counts for each in found), np.zeros(4, np.int64)).tolist())
+    failures = [failure for each in found for failure in each.lost.parts]
+    total, done = tiles.cover(box).size, sum(each.tiles for each in found)
+    failed = sum(tiles.cover(part).size for part, _ in failures)
+    summary = Summary(
         name=mask.name, volume=str(volume.path), region=box if region else None, truth=truth.name,
-        voxels=box.size - sum(part.size for part, _ in failures), annotated=counts.total, counts=counts,
-        scores=scores(counts), macro=macro, levels=None, failures=failures,
-        tiles=Tiles(total, total - failed, reused=0, failed=failed, pending=0, absent=0),
+        voxels=sum(each.voxels for each in found), annotated=counts.total, counts=counts,
+        scores=scores(counts, measures.undefined), levels=None, failures=failures,
+        macro=mean_scores(sum((each.scores for each in found), _no_scores()), measures.undefined),
+        tiles=Tiles(total, done, reused=0, failed=failed, pending=0, absent=total - done - failed),
         elapsed_s=round(time.monotonic() - begin, 3),
     )  # fmt: skip
+    slices = {z: each.shape for z, each in enumerate(found, box.start[0]) if each.shape is not None}
+    return Validation(summary, measures, _sum_shapes(list(slices.values()), measures), slices)
 
 
-def document(summary: Summary) -> dict[str, Any]:
-    """The summary of a validation as the JSON object of the command line."""
-    known = summary.document()
-    tiles = {key: known["tiles"][key] for key in ("total", "done", "failed")}
-    return {"mask" if key == "name" else key: known[key] for key in known if key != "levels"} | {"tiles": tiles}
+def _sum_shapes(shapes: Sequence[Shape], measures: Measures) -> Shape:
+    """Scores of summed counts; all None where there is no shape."""
+    outlines = sum((each.boundary.counts for each in shapes if each.boundary), Matches())
+    lines = sum((each.cl_dice.counts for each in shapes if each.cl_dice), Matches())
+    return Shape(
+        None if measures.boundary is None else BoundaryF1.of(outlines, measures.undefined),
+        ClDice.of(lines, measures.undefined) if measures.cl_dice else None,
+    )
 
 
-def _compare_slice(mask: Label, truth: Label, box: Box, shape: tuple[int, int, int], lost: Lost) -> NDArray[np.int64]:
-    """Counts of the tiles of a box of one slice, (tiles, 4), as far as both know something of it and can be read."""
-    counts = [np.zeros((0, 4), np.int64)]
+def _no_scores() -> NDArray[np.int64]:
+    return np.zeros(SCORE_PARTS, np.int64)
+
+
+@dataclass(slots=True)
+class _Compared:
+    """What was compared of one slice: sums over its tiles, which only those are that were read from both labels."""
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(4, np.int64))
+    scores: NDArray[np.int64] = field(default_factory=_no_scores)
+    tiles: int = 0
+    voxels: int = 0
+    shape: Shape | None = None  # not asked for, or nothing is annotated
+    lost: Lost = field(default_factory=Lost)
+
+    def add(self, counts: NDArray[np.int64], part: Box, undefined: Undefined) -> None:
+        """Add the counts of the tiles of a part, (tiles, 4)."""
+        self.counts += counts.sum(axis=0)
+        self.scores += sum_scores(counts, undefined)
+        self.tiles += len(counts)
+        self.voxels += part.size
+
+
+def _compare_slice(mask: Label, truth: Label, box: Box, shape: tuple[int, int, int], measures: Measures) -> _Compared:
+    """Compare a box of one slice, as far as both know something of it and can be read."""
+    found = _Compared()
     try:
         read_truth = truth.open(box.start[0])
         read_mask = mask.open(box.start[0]) if read_truth else None
     except PipelineError as error:
-        lost.note(box, error)
-        return counts[0]
-    if read_truth and read_mask:
-        for part in Grid(shape, SHARD).parts(box):
-            try:
-                counts.append(_compare(read_mask(part), read_truth(part)))
-            except PipelineError as error:
-                lost.note(part, error)
-    return np.concatenate(counts)
+        found.lost.note(box, error)
+        return found
+    if not read_truth or not read_mask:
+        return found
+    planes = _Planes(box) if measures.slice_bytes else None
+    for part in Grid(shape, SHARD).parts(box):
+        try:
+            judged, right = read_mask(part), read_truth(part)
+            found.add(_compare(judged, right), part, measures.undefined)
+        except PipelineError as error:
+            found.lost.note(part, error)
+        else:
+            if planes:
+                planes.put(part, judged, right)
+    if planes and found.counts.any():
+        found.shape = planes.shape(measures)
+    return found
+
+
+class _Planes:
+    """Mask and truth of one slice, or of a box of it, put together; what was not read is not annotated."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self._mask = scratch.array("plane of the mask", box.shape[1:], np.uint8)
+        self._truth = scratch.array("plane of the truth", box.shape[1:], np.uint8)
+        self._truth[:] = TRUTH_UNLABELLED
+
+    def put(self, part: Box, mask: Plane, truth: Plane) -> None:
+        """Take in a part as it was compared."""
+        place = part.relative_to(self._box.start).slices[1:]
+        self._mask[place], self._truth[place] = mask, truth
+
+    def shape(self, measures: Measures) -> Shape:
+        """The scores that were asked for."""
+        tolerance, undefined = measures.boundary, measures.undefined
+        return Shape(
+            None if tolerance is None else boundary_f1(self._mask, self._truth, tolerance, undefined),
+            cl_dice(self._mask, self._truth, undefined) if measures.cl_dice else None,
+        )
 
 
 def _compare(mask: Plane, truth: Plane) -> NDArray[np.int64]:
+    """Counts of the tiles of a part, (tiles, 4); the truth is not annotated where the mask is not known."""
     np.copyto(truth, TRUTH_UNLABELLED, where=mask == TRUTH_UNLABELLED)
     tables = scratch.array("validated tables", (count_tiles(mask.shape, TILE), 3, 256), np.uint32)
     joint_histograms(mask, truth, TILE, 0, tables)
     return counts_above_levels(tables, np.zeros(len(tables)))
 
 
-def _truth_label(volume: Volume, name: str, is_truth: bool) -> Label:
-    """An ingested truth, checked against its ledger."""
-    (label, ledger), buffer = volume.truth(name), f"validated {is_truth}"
+def _recorded_label(volume: Volume, name: str, recorded: tuple[Pyramid, Ledger], is_truth: bool) -> Label:
+    """A label whose slices are recorded, checked against its ledger."""
+    (label, ledger), buffer = recorded, f"validated {is_truth}"
     _check_shape(name, label.full.shape, volume.shape)
 
     def open_slice(z: int) -> Read | None:

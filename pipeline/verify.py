@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
-from pipeline.audit import TRUTH_VALUES, Run, RunSlice
+from pipeline.audit import MASK_VALUES, TRUTH_VALUES, Run, RunSlice
 from pipeline.errors import ExistsError, PipelineError
 from pipeline.geometry import Box, Triple
 from pipeline.ingest import Runner
@@ -152,7 +152,12 @@ class _Specimen:
             if label.kind == "truth"
         }
         self.runs = [Run(volume, name) for name in names if name in labels]
-        sources: list[Record | Run] = [self._image, *self.truths.values(), *self.runs]
+        self._derived = [
+            Record(volume, f"slices/labels/{name}", *volume.derived(name), MASK_VALUES)
+            for name, label in labels.items()
+            if label.kind == "derived"
+        ]
+        sources: list[Record | Run] = [self._image, *self.truths.values(), *self.runs, *self._derived]
         for source in sources:
             _ = source.kind.pyramid.levels  # opened now: one that cannot be is no finding of each slice
         self._unlisted = [name for name in names if name not in labels]
@@ -184,6 +189,7 @@ class _Specimen:
             if (truth := look.attempt(record.folder, RecordSlice, record, z)) is not None
         }
         runs = [found for run in self.runs if (found := look.attempt(run.folder, self._prepared, run, z, truths))]
+        derived = [label for each in self._derived if (label := look.attempt(each.folder, RecordSlice, each, z))]
         for part in self._volume.image.full.shards.parts(whole):
             if image is not None:
                 look.attempt(image.folder, image.voxels.read, part, "image")
@@ -193,7 +199,9 @@ class _Specimen:
             }
             for run in runs:
                 look.attempt(run.folder, run.read, part, traced)
-        parts: list[Part | None] = [image, *truths.values(), *runs]
+            for label in derived:
+                look.attempt(label.folder, label.voxels.read, part, "mask")
+        parts: list[Part | None] = [image, *truths.values(), *runs, *derived]
         for each in filter(None, parts):
             look.finish(each)
         look.checked += Checked(slices=int(image is not None and image.exists))

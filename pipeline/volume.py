@@ -27,13 +27,16 @@ from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata,
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
 from pipeline.store import create_document, read_document
 
-FORMAT_VERSION = 2  # 1 had digests of shards in another order of voxels
+FORMAT_VERSION = 3  # 2 had no tables of signal, seams and grey levels; 1 digests in another order of voxels
 LOCK_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class LabelInfo:
-    """What a label is: an expert's truth, or the mask of a run; with the mapping of the values of its files."""
+    """What a label is, and of a truth the mapping of the values of its files.
+
+    The ``kind`` is "truth", of an expert; "mask", of a run; "derived", from a mask; or "foreign", of another program.
+    """
 
     name: str
     kind: str
@@ -150,8 +153,8 @@ class Volume:
         return {name: self._label_info(name) for name in self._label_names()}
 
     def own_labels(self) -> list[LabelInfo]:
-        """Truths and masks: those of other programs may be stored in any way, and are left as they are."""
-        return [label for label in self.labels().values() if label.kind in ("truth", "mask")]
+        """All but those of other programs, which may be stored in any way, and are left as they are."""
+        return [label for label in self.labels().values() if label.kind in ("truth", "mask", "derived")]
 
     def label(self, name: str) -> Pyramid:
         """Label image of this name.
@@ -174,19 +177,35 @@ class Volume:
         Raises
         ------
         MissingInputError
-            If there is none, or if the label is the mask of a run.
+            If there is none, or if the label is a mask.
         """
         label = self.label(name)
-        if self._label_info(name).kind != "truth":
-            raise MissingInputError(f"{self.path}: {name!r} is the mask of a run, not a truth")
-        return label, Ledger(self._truth_ledger(name))
+        kind = self._label_info(name).kind
+        if kind != "truth":
+            what = "derived from a mask" if kind == "derived" else "the mask of a run"
+            raise MissingInputError(f"{self.path}: {name!r} is {what}, not a truth")
+        return label, Ledger(self._label_ledger(name))
 
     def create_truth(self, name: str, mapping: dict[str, Any]) -> tuple[Pyramid, Ledger]:
         """Create an empty truth (not annotated everywhere); ``publish_label`` makes it visible."""
-        label = self._create_label(name, "truth", mapping, TRUTH_UNLABELLED)
-        _, rows, columns = label.full.shards.cells
-        create_document(self.path / "slices" / "labels", {})
-        return label, Ledger.create(self._truth_ledger(name), self.shape[0], (rows, columns))
+        return self._create_recorded(name, "truth", mapping, TRUTH_UNLABELLED)
+
+    def derived(self, name: str) -> tuple[Pyramid, Ledger]:
+        """Return a label that was derived from the mask of a run, and the ledger of its slices.
+
+        Raises
+        ------
+        MissingInputError
+            If there is none.
+        """
+        label = self.label(name)
+        if self._label_info(name).kind != "derived":
+            raise MissingInputError(f"{self.path}: {name!r} is not derived from a mask")
+        return label, Ledger(self._label_ledger(name))
+
+    def create_derived(self, name: str) -> tuple[Pyramid, Ledger]:
+        """Create an empty label that is derived from a mask; ``publish_label`` makes it visible."""
+        return self._create_recorded(name, "derived", {}, 0)
 
     def create_mask(self, name: str) -> Pyramid:
         """Create the empty mask of a run."""
@@ -220,9 +239,9 @@ class Volume:
         create_document(path, {**document, "kesm": {**document.get("kesm", {}), "provenance": provenance}})
 
     def remove_truth(self, name: str) -> None:
-        """Remove a truth that was never published."""
+        """Remove a truth, or what was derived from a mask, that was never published."""
         shutil.rmtree(self.path / "labels" / name, ignore_errors=True)
-        shutil.rmtree(self._truth_ledger(name), ignore_errors=True)
+        shutil.rmtree(self._label_ledger(name), ignore_errors=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -246,9 +265,9 @@ class Volume:
         if shrinking:
             self.image.resize(slices)
         for info in self.own_labels():
+            if info.kind != "mask":  # before the voxels, whose length tells `settle` of a change that was cut off
+                Ledger(self._label_ledger(info.name)).resize(slices)
             self.label(info.name).resize(slices)
-            if info.kind == "truth":
-                self.truth(info.name)[1].resize(slices)
         self.slices.resize(slices)
         if not shrinking:
             self.image.resize(slices)
@@ -264,8 +283,15 @@ class Volume:
         own = document.get("kesm", {})
         return LabelInfo(name, own.get("kind", "foreign"), own.get("mapping", {}))
 
-    def _truth_ledger(self, name: str) -> Path:
+    def _label_ledger(self, name: str) -> Path:
         return self.path / "slices" / "labels" / name
+
+    def _create_recorded(self, name: str, kind: str, mapping: dict[str, Any], fill: int) -> tuple[Pyramid, Ledger]:
+        """Create a label whose slices are recorded as the image's are."""
+        label = self._create_label(name, kind, mapping, fill)
+        _, rows, columns = label.full.shards.cells
+        create_document(self.path / "slices" / "labels", {})
+        return label, Ledger.create(self._label_ledger(name), self.shape[0], (rows, columns))
 
     def _create_label(self, name: str, kind: str, mapping: dict[str, Any], fill: int) -> Pyramid:
         if not (self.path / "labels" / "zarr.json").exists():

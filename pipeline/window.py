@@ -25,6 +25,11 @@ class Lost:
     parts: list[tuple[Box, str]] = field(default_factory=list)
     _silent: int = 0
 
+    @property
+    def reasons(self) -> str:
+        """Why, in a line."""
+        return "; ".join(dict.fromkeys(reason for _, reason in self.parts))
+
     def note(self, part: Box, error: PipelineError) -> None:
         """Note voxels that are lost; more than a few that are so because nobody answers are an error."""
         self._silent += isinstance(error, UnavailableError)
@@ -103,7 +108,8 @@ class Window:
 
     Attributes
     ----------
-    volume : Volume
+    array : ShardedArray
+        Of the image, or of a label.
     box : Box
         The block with its halo in the plane.
     halo : tuple
@@ -112,27 +118,30 @@ class Window:
         The slice that each plane is read from, top to bottom; slices repeat where values reflect.
     digests : ndarray
         uint64 (z, y, x) of the shard grid: recorded digests of the slices around the middle one.
+    buffer : str
+        Name of the memory that a thread keeps for the planes.
     lost : Lost
         Voxels, of any plane, that could not be read.
     values : ndarray
         (z, y, x): the planes, from the first voxel of ``box``; right where they were loaded.
     """
 
-    volume: Volume
+    array: ShardedArray
     box: Box
     halo: Triple
     planes: Sequence[int]
     digests: NDArray[np.uint64]
+    buffer: str = "window"
     lost: Lost = field(default_factory=Lost)
     values: NDArray[Any] = field(init=False)
     _loaded: set[Triple] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.values = scratch.array("window", (len(self.planes), *self.box.shape[1:]), self.volume.dtype)
+        self.values = scratch.array(self.buffer, (len(self.planes), *self.box.shape[1:]), self.array.dtype)
 
     def load(self, part: Box) -> None:
         """Make the voxels right that the filter reads for a part of the block."""
-        array = self.volume.image.full
+        array = self.array
         for shard in array.shards.cover(part.grow((0, *self.halo[1:])) & self.box):
             if shard not in self._loaded:
                 self._loaded.add(shard)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.activity import STARTING_S, Activity, State, activity
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 

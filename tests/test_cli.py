@@ -95,7 +95,8 @@ def test_published_numbers_come_out_of_the_real_tile(here):
         "counts": {"tp": 5595, "fp": 122, "fn": 1863, "tn": 254564},
         "scores": scores, "macro": scores | {"tiles": 1, "undefined": dict.fromkeys(scores, 0)},
         "levels": {"min": 79, "median": 79, "max": 79},
-        "tiles": {"total": 1, "done": 1, "reused": 0, "failed": 0, "pending": 0, "absent": 0, "undecided": 0},
+        "tiles": {"total": 1, "done": 1, "reused": 0, "failed": 0, "pending": 0, "absent": 0,
+                  "undecided": 0, "no_signal": 0},
         "failures": [],
     }  # fmt: skip
     assert document == expected
@@ -272,7 +273,7 @@ def test_damaged_shard_is_named_the_rest_is_done_and_what_is_mended_is_done_late
     assert "1 failed" in answer.err
     assert "Traceback" not in answer.err
     document = check_document("run", answer.document)
-    left = {"pending": 0, "absent": 0, "undecided": 0}
+    left = {"pending": 0, "absent": 0, "undecided": 0, "no_signal": 0}
     assert document["tiles"] == {"total": 12, "done": 8, "reused": 0, "failed": 4, **left}
     assert [failure["region"] for failure in document["failures"]] == ["z=1:2,y=0:600,x=0:700"]
     assert reason in document["failures"][0]["reason"]

@@ -8,20 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import (
-    FixedThreshold,
-    HistogramThreshold,
-    MedianDenoise,
-    NoDenoise,
-    Recipe,
-    Region,
-    RunConfig,
-    check_name,
-    parse_bytes,
-    parse_duration,
-)
+from pipeline.config import Region, RunConfig, parse_bytes, parse_duration
 from pipeline.errors import ConfigError, RegionError
 from pipeline.geometry import Box
+from pipeline.model import check_name
+from pipeline.recipe import FixedThreshold, HistogramThreshold, MedianDenoise, NoDenoise, Recipe
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,8 @@ import yaml
 
 from pipeline.config import (
     AddressCluster,
-    FixedThreshold,
-    HistogramThreshold,
     ImageFolder,
     LocalCluster,
-    MedianDenoise,
-    NoDenoise,
-    Recipe,
     Region,
     RunConfig,
     SyncOptions,
@@ -25,6 +20,7 @@ from pipeline.config import (
 )
 from pipeline.configfile import load_config, parse_assignment
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.recipe import FixedThreshold, HistogramThreshold, MedianDenoise, NoDenoise, Recipe
 
 CONFIGS_FOLDER = Path(__file__).parents[1] / "configs"
 

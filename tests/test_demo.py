@@ -60,7 +60,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, Summary, List
 def test_demo_goes_from_files_to_scores(shown):
     _, summary, listener = shown
     document = check_document("demo", summary.document())
-    left = {"failed": 0, "pending": 0, "absent": 0, "undecided": 0}
+    left = {"failed": 0, "pending": 0, "absent": 0, "undecided": 0, "no_signal": 0}
     assert document["tiles"] == {"total": 10, "done": 10, "reused": 0, **left}
     assert 0 < document["annotated"] < document["voxels"] == np.prod(SHAPE)
     assert document["scores"]["mcc"] > 0.5

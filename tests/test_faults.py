@@ -15,11 +15,11 @@ import pytest
 import zarr
 
 from pipeline import disk, store
-from pipeline.config import Recipe
 from pipeline.errors import DamageError, StorageError, UnavailableError
 from pipeline.geometry import Box
 from pipeline.ledger import Ledger
 from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
+from pipeline.recipe import Recipe
 from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.tables import RunTables, resize_volume
@@ -229,7 +229,7 @@ def test_edge_of_a_shard_that_is_another_one_is_not_trusted(tmp_path: Path) -> N
     content = array.shard_file((0, 0, 1)).read_bytes()
     volume.staging.mkdir()
     array.write(part, 255 - array.read(part), volume.staging)
-    config = run_config(volume, memory=PROCESS_BYTES + task_bytes(volume, Recipe(), smallest_block(volume)),
+    config = run_config(volume, memory=PROCESS_BYTES + task_bytes(volume, Recipe(), smallest_block(volume, Recipe())),
                         cluster={"engine": "threads", "threads": 1})  # fmt: skip
     assert run(config).tiles.failed == 2 * (4 + 1 + 1)  # its own, and those beside it in the next blocks
     array.shard_file((0, 0, 1)).write_bytes(content)

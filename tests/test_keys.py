@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import keys
-from pipeline.config import FixedThreshold, MedianDenoise, NoDenoise, Recipe, RunConfig
+from pipeline.config import RunConfig
 from pipeline.geometry import Box
 from pipeline.keys import counts_keys, mask_keys, recipe_key
+from pipeline.recipe import FixedThreshold, MedianDenoise, NoDenoise, Recipe
 from pipeline.store import SHARD
 from pipeline.tables import Grids
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import Recipe
 from pipeline.errors import MissingInputError
 from pipeline.provenance import page, provenance
+from pipeline.recipe import Recipe
 from pipeline.tables import RunTables, Status
 from pipeline.volume import Volume
 from tests.contract import check_document
@@ -27,7 +27,8 @@ BEGUN: dict[str, Any] = {
 }  # fmt: skip
 ENDED: dict[str, Any] = {
     "ended": "2026-03-04T18:00:07+01:00", "ending": "finished",
-    "tiles": {"total": 2, "done": 2, "reused": 1, "failed": 0, "pending": 0, "absent": 0, "undecided": 0},
+    "tiles": {"total": 2, "done": 2, "reused": 1, "failed": 0, "pending": 0, "absent": 0, "undecided": 0,
+              "no_signal": 0},
     "counts": {"tp": 5595, "fp": 122, "fn": 1863, "tn": 254564}, "scores": {"accuracy": 0.99, "f1": 0.85, "mcc": None},
     "elapsed_s": 6.75,
 }  # fmt: skip
@@ -48,10 +49,13 @@ def test_run_that_nobody_has_started(volume, tables):
     assert document == {
         "schema": 1, "volume": str(volume.path), "name": "otsu", "recipe": Recipe().document(), "block": [1, 64, 64],
         "truth": None, "inputs": None, "packages": None,
-        "tiles": {"total": 2, "done": 0, "reused": 0, "failed": 0, "pending": 0, "absent": 2, "undecided": 0},
+        "tiles": {"total": 2, "done": 0, "reused": 0, "failed": 0, "pending": 0, "absent": 2, "undecided": 0,
+                  "no_signal": 0},
         "counts": None, "scores": None, "attempts": [],
     }  # fmt: skip
-    assert page(document).endswith("\ntiles: total 2, done 0, reused 0, failed 0, pending 0, absent 2, undecided 0")
+    assert page(document).endswith(
+        "\ntiles: total 2, done 0, reused 0, failed 0, pending 0, absent 2, undecided 0, no_signal 0"
+    )
 
 
 def test_attempts_are_told_as_they_were_recorded(volume, tables):
@@ -87,7 +91,7 @@ def test_page_can_be_read_by_people(volume, tables):
         "  when: 2026-03-04T18:00:00+01:00 to 2026-03-04T18:00:07+01:00, 6.8 s",
         "  command: kesm run 'my brain.zarr' --truth gt", "  region: z=0:2,y=0:64,x=0:64", "    tile: 256",
         "  packages: kesm-pipeline 0.2.0, numpy 2.1.0",
-        "  tiles: total 2, done 2, reused 1, failed 0, pending 0, absent 0, undecided 0",
+        "  tiles: total 2, done 2, reused 1, failed 0, pending 0, absent 0, undecided 0, no_signal 0",
         "  counts: tp 5,595, fp 122, fn 1,863, tn 254,564", "  scores: accuracy 0.99, f1 0.85",
     ):  # fmt: skip
         assert line in lines[first:second]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from jsonschema import ValidationError
 
-from pipeline.config import Recipe, RunConfig
+from pipeline.config import RunConfig
 from pipeline.confusion import SCORES, Counts, Scores
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
+from pipeline.recipe import Recipe
 from pipeline.report import Summary, Tiles, describe, summarise
 from pipeline.runs import run
 from pipeline.tables import RunTables, Status

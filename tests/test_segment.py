@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline import segment
-from pipeline.config import Recipe
 from pipeline.errors import LockedError
 from pipeline.geometry import Box
+from pipeline.recipe import Recipe
 from pipeline.record import Column
 from pipeline.report import summarise
 from pipeline.runs import run

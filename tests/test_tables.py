@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from pipeline.config import Recipe
 from pipeline.errors import LockedError, MissingInputError
 from pipeline.geometry import Box, Grid
+from pipeline.recipe import Recipe
 from pipeline.runs import run
 from pipeline.store import read_document
 from pipeline.table import Table

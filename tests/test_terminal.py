@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.config import FixedThreshold, MedianDenoise, NoDenoise, Recipe
 from pipeline.confusion import SCORES, Counts, Macro, Scores, scores
 from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
 from pipeline.geometry import Box
 from pipeline.plan import make_plan
+from pipeline.recipe import FixedThreshold, MedianDenoise, NoDenoise, Recipe
 from pipeline.report import Summary, Tiles, describe
 from pipeline.runs import run
 from pipeline.terminal import (

@@ -12,7 +12,10 @@ from scipy.ndimage import median_filter
 from skimage.filters import threshold_otsu
 from skimage.io import imread
 
+from pipeline.denoise import denoiser
 from pipeline.histogram import otsu_levels
+from pipeline.median import median_tile
+from pipeline.recipe import Recipe
 from pipeline.tile import TileRule, segment_tiles
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
@@ -46,7 +49,11 @@ def test_segment_tiles_equals_the_slow_way(
     truth = rng.choice(np.array([0, 127, 255], np.uint8), side) if traced else None
     mask = np.empty(side, np.uint8)
     bins = 0, top
-    found = segment_tiles(stack, (before, before), truth, mask, TileRule(tile, window, invert, otsu_levels, bins))
+
+    def denoise(planes, start, out):
+        median_tile(planes, start, window, invert, out)
+
+    found = segment_tiles(stack, (before, before), truth, mask, TileRule(tile, denoise, otsu_levels, bins))
     filtered = median_filter(top - stack if invert else stack, window, mode="reflect")[window[0] // 2]
     filtered = filtered[before : before + height, before : before + width]
     classes = np.full(side, 2) if truth is None else np.select([truth == 0, truth == 255], [0, 1], 2)
@@ -69,7 +76,7 @@ def test_segment_tiles_equals_the_slow_way(
 def test_real_tile_has_its_published_mask() -> None:
     image, truth = imread(TILE / "grayscale.png"), imread(TILE / "groundtruth.png")
     mask = np.empty_like(image)
-    rule = TileRule(512, (1, 3, 3), True, otsu_levels, (0, 255))
+    rule = TileRule(512, denoiser(Recipe()), otsu_levels, (0, 255))
     found = segment_tiles(image[None], (0, 0), np.where(truth > 0, 255, 0).astype(np.uint8), mask, rule)
     filtered = median_filter(255 - image, 3)
     assert found.threshold.tolist() == [[threshold_otsu(filtered)]] == [[79]]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 from numpy.typing import NDArray
+from scipy import ndimage
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from pipeline.geometry import Box
+from pipeline.outline import BoundaryF1, ClDice, Matches, boundary_f1, cl_dice
 from pipeline.pixels import write_png
 from pipeline.runs import run
 from pipeline.store import create_document
+from pipeline.validate import Measures, _Planes, validate_threads
 from pipeline.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.command import kesm
@@ -22,7 +29,8 @@ from tests.contract import check_document
 
 SHAPE = (4, 2100, 2200)  # two by two shards, five by five tiles; slices 0 and 2 are annotated
 TILES = 4 * 5 * 5
-EQUAL = ("region", "voxels", "annotated", "counts", "scores", "macro", "failures")
+NARROW = (3, 2100, 260)  # two shards, five tiles; slices 0 and 2 are annotated
+EQUAL = ("region", "annotated", "counts", "scores", "macro", "failures")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +43,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 @pytest.fixture
 def volume(built: Volume, tmp_path: Path) -> Volume:
     return Volume(shutil.copytree(built.path, tmp_path / "brain.zarr"))
+
+
+@pytest.fixture(scope="module")
+def built_narrow(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    return build_volume(tmp_path_factory.mktemp("narrow") / "brain.zarr", NARROW)
+
+
+@pytest.fixture
+def narrow(built_narrow: Volume, tmp_path: Path) -> Volume:
+    return Volume(shutil.copytree(built_narrow.path, tmp_path / "narrow.zarr"))
 
 
 def voxels(volume: Volume, name: str) -> NDArray[Any]:
@@ -56,7 +74,7 @@ def answered(volume: Volume, *words: object, code: int = 0) -> dict[str, Any]:
     assert answer.code == code, answer
     document = check_document("validate", answer.document)
     tiles = document["tiles"]
-    assert tiles["done"] + tiles["failed"] == tiles["total"]
+    assert tiles["done"] + tiles["failed"] + tiles["absent"] == tiles["total"]
     assert document["annotated"] == sum(document["counts"].values()) <= document["voxels"]
     return document
 
@@ -84,8 +102,8 @@ def test_equals_the_arrays(built: Volume) -> None:
     mask, truth = voxels(built, "otsu"), voxels(built, "groundtruth")
     found, known = answered(built, "--mask", "otsu", "--truth", "groundtruth"), truth != 127
     assert found["counts"] == expected(mask, truth)
-    assert found["tiles"] == {"total": TILES, "done": TILES, "failed": 0}
-    assert (found["voxels"], found["annotated"]) == (truth.size, int(known.sum()))
+    assert found["tiles"] == {"total": TILES, "done": 50, "failed": 0, "absent": 50}  # slices 1 and 3 have no truth
+    assert (found["voxels"], found["annotated"]) == (truth.size // 2, int(known.sum()))
     right, judged = truth[known] == 255, mask[known] == 255
     for name, oracle in {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef}.items():
         assert found["scores"][name] == pytest.approx(oracle(right, judged), abs=1e-12)
@@ -99,6 +117,8 @@ def test_tiles_that_a_run_has_not_done_are_not_annotated(volume: Volume) -> None
     done = slice(0, 1), slice(0, 2100), slice(0, 2200)  # whole blocks are worked on
     truth[done] = voxels(volume, "groundtruth")[done]
     assert found["counts"] == expected(mask, truth)
+    assert found["tiles"] == {"total": TILES, "done": 25, "failed": 0, "absent": 75}
+    assert found["voxels"] == 2100 * 2200
 
 
 @pytest.mark.parametrize(
@@ -137,7 +157,8 @@ def test_truths_as_masks_and_masks_as_truths(volume: Volume) -> None:
 def test_what_nobody_annotated_has_no_scores(built: Volume) -> None:
     found = answered(built, "--mask", "otsu", "--truth", "groundtruth", "--region", "z=1:2")
     assert (found["annotated"], found["macro"], set(found["scores"].values())) == (0, None, {None})
-    assert found["tiles"]["done"] == 25
+    assert found["tiles"] == {"total": 25, "done": 0, "failed": 0, "absent": 25}
+    assert found["voxels"] == 0
 
 
 def test_a_mask_whose_run_was_removed(volume: Volume) -> None:
@@ -166,6 +187,8 @@ def test_files(built: Volume, tmp_path: Path, given: str, start: int | None) -> 
     place = slice(start or 0, (start or 0) + 3)
     assert found["counts"] == expected(masks, voxels(built, "groundtruth")[place])
     assert found["mask"] == "mask_8.png to mask_10.png"
+    annotated = len({0, 2} & set(range(SHAPE[0])[place]))  # other slices have no file, or no truth
+    assert (found["tiles"]["done"], found["tiles"]["absent"]) == (25 * annotated, TILES - 25 * annotated)
 
 
 def test_for_a_person(built: Volume) -> None:
@@ -185,6 +208,161 @@ def test_nothing_is_written(volume: Volume) -> None:
     assert {path: path.stat().st_mtime_ns for path in volume.path.parent.rglob("*")} == before
 
 
+# what a score is where it is 0 / 0
+
+
+@pytest.mark.parametrize(("undefined", "score"), [("article", 1), ("zero", 0), ("nan", None)])
+def test_undefined_scores_follow_the_rule(narrow: Volume, undefined: str, score: float | None) -> None:
+    truth = np.zeros(NARROW, np.uint8)
+    truth[0, 0, 0] = 255
+    add_foreign(narrow, truth)
+    words = ["--mask", "napari", "--truth", "napari", "--undefined", undefined]
+    found = answered(narrow, *words, "--region", "z=1:2")
+    assert (found["undefined"], found["scores"]["accuracy"]) == (undefined, 1)
+    assert [found["scores"][name] for name in ("f1", "mcc", "recall")] == [score] * 3
+    assert [found["macro"][name] for name in ("f1", "mcc", "recall")] == [score] * 3
+    found = answered(narrow, *words, "--region", "z=0:1")
+    assert (found["scores"]["f1"], found["macro"]["undefined"]["f1"]) == (1, 4)  # of five tiles
+    assert found["macro"]["f1"] == {"article": 1, "zero": 1 / 5, "nan": 1}[undefined]
+
+
+@pytest.mark.parametrize(("undefined", "score"), [("article", 1), ("zero", 0), ("nan", None)])
+def test_undefined_shapes_follow_the_rule(narrow: Volume, undefined: str, score: float | None) -> None:
+    add_foreign(narrow, np.zeros(NARROW, np.uint8))
+    words = ["--mask", "napari", "--truth", "napari", "--boundary", 1, "--cl-dice", "--undefined", undefined]
+    found = answered(narrow, *words)
+    assert found["boundary"]["f1"] == found["cl_dice"]["cl_dice"] == score
+    assert found["slices"][0]["boundary"]["recall"] == found["slices"][0]["cl_dice"]["sensitivity"] == score
+
+
+# scores of shape
+
+
+def blobs(seed: int) -> NDArray[np.uint8]:
+    """Vessels of a few voxels' width, everywhere."""
+    smooth = ndimage.uniform_filter(np.random.default_rng(seed).random(NARROW, np.float32), (0, 9, 9))
+    return np.where(smooth > 0.53, np.uint8(255), np.uint8(0))
+
+
+def shape_scores(mask: NDArray[Any], truth: NDArray[Any], tolerance: int) -> dict[str, Any]:
+    """What is expected of one slice, given whole."""
+    return {"boundary": asdict(boundary_f1(mask, truth, tolerance)), "cl_dice": asdict(cl_dice(mask, truth))}
+
+
+def test_shapes_are_those_of_whole_slices(narrow: Volume) -> None:
+    mask, truth = blobs(6), blobs(6)
+    mask[:, ::7], mask[:, 3::50] = 0, 255
+    truth[1, 500:700, 100:200] = 127
+    truth[2] = 127
+    add_foreign(narrow, mask, "drawn", chunks=(1, 1000, 70))
+    add_foreign(narrow, truth, "traced", chunks=(2, 2100, 260))
+    words = ["--mask", "drawn", "--truth", "traced", "--threads", 2]
+    found = answered(narrow, *words, "--boundary", 2, "--cl-dice")
+    assert [each.pop("z") for each in found["slices"]] == [0, 1]  # nothing is annotated in slice 2
+    assert found["slices"] == [shape_scores(mask[z], truth[z], 2) for z in range(2)]
+    assert found["boundary"].pop("tolerance") == 2
+    for name, of in (("boundary", BoundaryF1.of), ("cl_dice", ClDice.of)):
+        total = Matches(*np.sum([list(each[name]["counts"].values()) for each in found["slices"]], axis=0).tolist())
+        assert found[name] == asdict(of(total))
+        assert (total.annotated, total.wrong) == (found["annotated"], found["counts"]["fp"] + found["counts"]["fn"])
+        assert all(0.5 < score < 1 for score in list(found[name].values())[:3])
+
+
+def test_only_what_was_asked_for_is_measured(narrow: Volume) -> None:
+    add_foreign(narrow, blobs(5), "drawn")
+    words = ["--mask", "drawn", "--truth", "groundtruth"]
+    both = answered(narrow, *words, "--boundary", 2, "--cl-dice")
+    plain = answered(narrow, *words)
+    assert (plain["boundary"], plain["cl_dice"], plain["slices"]) == (None, None, [])
+    others = plain.keys() - {"boundary", "cl_dice", "slices", "elapsed_s"}
+    assert {key: plain[key] for key in others} == {key: both[key] for key in others}
+    outlines = answered(narrow, *words, "--boundary", 2)
+    assert (outlines["cl_dice"], outlines["slices"][0]["cl_dice"]) == (None, None)
+    assert outlines["boundary"] == both["boundary"]
+    lines = answered(narrow, *words, "--cl-dice")
+    assert (lines["boundary"], lines["slices"][0]["boundary"], lines["cl_dice"]) == (None, None, both["cl_dice"])
+
+
+def test_shapes_of_a_region_are_those_of_its_tiles(narrow: Volume) -> None:
+    mask, truth = blobs(7), voxels(narrow, "groundtruth")
+    add_foreign(narrow, mask, "drawn")
+    words = ["--mask", "drawn", "--truth", "groundtruth", "--boundary", 1, "--cl-dice"]
+    found = answered(narrow, *words, "--region", "z=1:3,y=1600:2060,x=0:9")
+    assert [each.pop("z") for each in found["slices"]] == [2]
+    assert found["slices"] == [shape_scores(mask[2, 1536:], truth[2, 1536:], 1)]
+
+
+def test_shapes_of_what_either_does_not_know(narrow: Volume) -> None:
+    truth, unknown = blobs(8), voxels(narrow, "groundtruth") == 127
+    add_foreign(narrow, truth, "drawn")
+    mask = voxels(narrow, "groundtruth")
+    narrow.label("groundtruth").full.shard_file((2, 1, 0)).unlink()
+    unknown[2, 2048:] = True
+    words = ["--mask", "groundtruth", "--truth", "drawn", "--boundary", 3, "--cl-dice"]
+    found = answered(narrow, *words, code=3)
+    assert [each.pop("z") for each in found["slices"]] == [0, 2]
+    assert found["slices"] == [shape_scores(mask[z], np.where(unknown[z], np.uint8(127), truth[z]), 3) for z in (0, 2)]
+
+
+def test_nothing_is_left_of_the_slice_before() -> None:
+    ones, box, half = np.full((4, 6), 255, np.uint8), Box((0, 2, 3), (1, 6, 9)), Box((0, 2, 3), (1, 6, 6))
+    for part, annotated in ((box, 24), (half, 12)):  # in the same memory
+        planes = _Planes(box)
+        planes.put(part, ones[:, : part.shape[2]], ones[:, : part.shape[2]])
+        boundary = planes.shape(Measures(boundary=0)).boundary
+        assert boundary is not None
+        assert boundary.counts == Matches(annotated=annotated)
+
+
+def test_shapes_where_nobody_annotated(narrow: Volume) -> None:
+    words = ["--mask", "groundtruth", "--truth", "groundtruth", "--region", "z=1:2", "--boundary", 0, "--cl-dice"]
+    found = answered(narrow, *words)
+    assert (found["boundary"]["f1"], found["cl_dice"]["cl_dice"], found["slices"]) == (None, None, [])
+
+
+def test_shapes_for_a_person(narrow: Volume) -> None:
+    add_foreign(narrow, blobs(9), "drawn")
+    words = ["--mask", "drawn", "--truth", "groundtruth", "--boundary", 1, "--cl-dice"]
+    found, answer = answered(narrow, *words), kesm("validate", narrow.path, *words)
+    lines = [" ".join(line.split()) for line in answer.out.splitlines()]
+    outline, line = found["boundary"], found["cl_dice"]
+    shown = {
+        "boundary precision": outline["precision"], "boundary recall": outline["recall"], "boundary F1": outline["f1"],
+        "clDice precision": line["precision"], "clDice sensitivity": line["sensitivity"], "clDice": line["cl_dice"],
+    }  # fmt: skip
+    assert {f"{title} {score:.4f}" for title, score in shown.items()} | {"boundary tolerance 1 voxel"} <= {*lines}
+    assert lines[-2:] == [
+        f"slice {each['z']}: boundary F1 {each['boundary']['f1']:.4f}, clDice {each['cl_dice']['cl_dice']:.4f}"
+        for each in found["slices"]
+    ]
+    plain = kesm("validate", narrow.path, *words[:4]).out
+    assert not any(word in plain for word in ("boundary", "clDice", "slice "))
+
+
+def test_centre_lines_need_scikit_image(narrow: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
+    answer = kesm("validate", narrow.path, "--mask", "groundtruth", "--truth", "groundtruth", "--cl-dice")
+    assert "pip install scikit-image" in answer.message
+
+
+@pytest.mark.parametrize(
+    ("measures", "free", "threads"),
+    [
+        (Measures(), 1, 8),
+        (Measures(boundary=2), 10 * 2 * 2100 * 260, 8),
+        (Measures(boundary=2), 5 * 2 * 2100 * 260, 4),
+        (Measures(boundary=2, cl_dice=True), 5 * 6 * 2100 * 260, 4),
+        (Measures(cl_dice=True), 1000, 1),
+    ],
+    ids=["voxels alone", "enough", "outlines", "both", "too little"],
+)
+def test_as_many_slices_at_once_as_fit(
+    narrow: Volume, monkeypatch: pytest.MonkeyPatch, measures: Measures, free: int, threads: int
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    assert validate_threads(narrow, measures, 8) == threads
+
+
 # what is wrong
 
 
@@ -201,6 +379,12 @@ def test_nothing_is_written(volume: Volume) -> None:
         (["--truth", "groundtruth", "--mask-files", "no.png"], "no.png: no such file or folder"),
         (["--truth", "groundtruth", "--mask", "otsu", "--region", "z=2:9"], "got z=2:9, the volume has z=0:4"),
         (["--truth", "groundtruth", "--mask", "otsu", "--region", "top"], "region"),
+        (
+            ["--truth", "groundtruth", "--mask", "otsu", "--undefined", "one"],
+            "--undefined: got 'one', expected one of ar",
+        ),
+        (["--truth", "groundtruth", "--mask", "otsu", "--boundary", "101"], "--boundary"),
+        (["--truth", "groundtruth", "--mask", "otsu", "--boundary", "-1"], "--boundary"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -238,8 +422,8 @@ def test_damaged_shards_fail_and_count_nowhere(volume: Volume, name: str, harm: 
     found = answered(volume, "--mask", "otsu", "--truth", "groundtruth", code=3)
     truth[2, :2048, 2048:] = 127
     assert found["counts"] == expected(mask, truth)
-    assert found["tiles"] == {"total": TILES, "done": TILES - 4, "failed": 4}
-    assert found["voxels"] == truth.size - 2048 * 152
+    assert found["tiles"] == {"total": TILES, "done": 50 - 4, "failed": 4, "absent": 50}
+    assert found["voxels"] == truth.size // 2 - 2048 * 152
     (failure,) = found["failures"]
     assert failure["region"] == "z=2:3,y=0:2048,x=2048:2200"
     assert "c/2/0/1" in failure["reason"]
@@ -253,7 +437,7 @@ def test_damaged_shards_fail_and_count_nowhere(volume: Volume, name: str, harm: 
 def test_damaged_tables_fail(volume: Volume, table: str, harm: Any) -> None:
     harm(volume.path / table / ("c/2" if "slices" in table else "c/2/0/0"))
     found = answered(volume, "--mask", "otsu", "--truth", "groundtruth", code=3)
-    assert found["tiles"]["failed"] == 25
+    assert found["tiles"] == {"total": TILES, "done": 25, "failed": 25, "absent": 50}
     assert all(table in failure["reason"] or "digest" in failure["reason"] for failure in found["failures"])
 
 

@@ -16,13 +16,13 @@ import pytest
 
 from pipeline import audit, disk, readback
 from pipeline import verify as verifying
-from pipeline.config import Recipe
 from pipeline.errors import StorageError, UnavailableError
 from pipeline.execute import ThreadRunner
 from pipeline.geometry import Box
 from pipeline.ledger import Ledger
 from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.readback import only_values
+from pipeline.recipe import Recipe
 from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.store import ShardedArray
@@ -54,7 +54,7 @@ def places(verified: Verified) -> set[str]:
 
 def in_parts(volume: Volume) -> dict[str, Any]:
     """Options of a run that has only the memory for blocks of one shard."""
-    needed = PROCESS_BYTES + task_bytes(volume, Recipe(), smallest_block(volume))
+    needed = PROCESS_BYTES + task_bytes(volume, Recipe(), smallest_block(volume, Recipe()))
     return {"memory": needed, "cluster": {"threads": 1}}
 
 

@@ -15,8 +15,8 @@ from pipeline.execute import ignore
 from pipeline.geometry import Box
 from pipeline.histogram import otsu_level
 from pipeline.plan import make_plan
-from pipeline.pool import slice_counts
 from pipeline.runs import run, run_plan
+from pipeline.survey import slice_counts
 from pipeline.tables import RunTables, Status
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config, textured
