@@ -197,8 +197,8 @@ cluster:
         ("tile: [512, 512]", "2: tile: got [512, 512], must be a valid integer"),
         ("foreground: drak", "2: foreground: got 'drak', must be 'dark' or 'bright'"),
         ("5: 3", "2: 5: got 5, Keys should be strings"),
-        ("recipe: 3", "2: recipe: unknown key; expected one of cluster, denoise, foreground, memory, name, refit, "
-         "region, sync, threshold, tile, truth, volume"),
+        ("recipe: 3", "2: recipe: unknown key; expected one of clean, cluster, correct, denoise, foreground, memory, "
+         "name, refit, region, segmenter, sync, threshold, tile, truth, valid, volume"),
         ("treshold: {method: otsu}", "2: treshold: unknown key; did you mean `threshold`?"),
         ("threshold:\n  methd: otsu", "3: threshold.methd: unknown key; did you mean `method`?"),
         ("threshold:\n  method: fixed", "3: threshold.level: is required by `method: fixed`"),
@@ -206,9 +206,10 @@ cluster:
         ("threshold:\n  method: fixed\n  level: .nan",
          "4: threshold.level: got nan, must be less than or equal to 65535"),
         ("threshold:\n  level: 3", "3: threshold.level: is a key of `method: fixed`, not of `otsu`"),
-        ("threshold:\n  method:", "3: threshold.method: got nothing, expected one of fixed, isodata, li, mean, "
-         "minimum, otsu, triangle, yen"),
-        ("threshold:\n  scope: slices", "3: threshold.scope: got 'slices', must be 'tile', 'slice' or 'volume'"),
+        ("threshold:\n  method:", "3: threshold.method: got nothing, expected one of fixed, isodata, li, "
+         "local_gaussian, local_mean, local_median, mean, minimum, niblack, otsu, sauvola, triangle, yen"),
+        ("threshold:\n  scope: slices", "3: threshold.scope: got 'slices', must be 'tile', 'slice', 'volume' or "
+         "'smooth'"),
         (
             "threshold:\n  method: fixed\n  level: 3\n  scope: slice",
             "5: threshold.scope: got 'slice', must be 'tile'",
@@ -365,8 +366,8 @@ def test_a_kind_that_the_file_implies_keeps_its_keys(tmp_path):
         ({"cluster.threads": 4},
          "options: cluster.threads: is a key of `engine: threads` and `engine: local`, not of `address`"),
         ({"threshold": "otsu"}, "options: threshold: got 'otsu', expected keys below it, such as `method: otsu`"),
-        ({"method": "otsu"}, "options: method: unknown key; expected one of cluster, denoise, foreground, memory, "
-         "name, refit, region, sync, threshold, tile, truth, volume"),
+        ({"method": "otsu"}, "options: method: unknown key; expected one of clean, cluster, correct, denoise, "
+         "foreground, memory, name, refit, region, segmenter, sync, threshold, tile, truth, valid, volume"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip

@@ -25,6 +25,7 @@ TREE = [
     (errors.DamageError, OSError, 2),
     (errors.UnavailableError, ConnectionError, 2),
     (errors.LockedError, TimeoutError, 4),
+    (errors.TargetError, RuntimeError, 2),
 ]
 
 
