@@ -41,6 +41,7 @@ from pipeline.histogram import bin_top
 from pipeline.keys import valid_tiles
 from pipeline.recipe import (
     Denoise,
+    FixedThreshold,
     GaussianDenoise,
     HistogramThreshold,
     MedianDenoise,
@@ -126,10 +127,12 @@ class Choice:
     def best(self) -> RunConfig:
         """Configuration that runs the winner."""
         winner = self.ranking.places[0].candidate
+        if winner.scope == "recipe":
+            return self.config
         (denoise,) = (each.denoise for each in self.judged if each.name == winner.denoise)
         threshold = HistogramThreshold.model_validate({"method": winner.method, "scope": winner.scope})
         name = f"{winner.method}-{winner.scope}-{_slug(denoise)}"
-        return self.config.model_copy(update={"denoise": denoise, "threshold": threshold, "name": name})
+        return _plain(self.config).model_copy(update={"denoise": denoise, "threshold": threshold, "name": name})
 
     def document(self) -> dict[str, Any]:
         """The choice as the JSON object of the command line."""
@@ -206,6 +209,9 @@ class Choice:
 def compare(config: RunConfig, contest: Contest, watch: Watch) -> Choice:
     """Run each filter that has not run, and judge every method in every scope on the annotated tiles.
 
+    Methods are judged without the stages after them; a configuration that has such stages, or a segmenter, is run as it
+    is, and judged beside them.
+
     Raises
     ------
     ConfigError
@@ -222,14 +228,16 @@ def compare(config: RunConfig, contest: Contest, watch: Watch) -> Choice:
         raise ConfigError(
             f"--folds: got {contest.folds} for {slices} annotated slices, expected 2 or more, and a slice for each"
         )
-    runs = []
-    for denoise in contest.denoise:
-        candidate = _run_of(config, denoise)
+    runs, plain = [], _plain(config)
+    wanted = [_run_of(plain, denoise) for denoise in contest.denoise]
+    for candidate in wanted if plain == config else [*wanted, config]:
         with watch(candidate.run_name) as observer:
             runs.append((candidate, run(candidate, observer)))
     right = np.logical_and.reduce([_right(candidate) for candidate, _ in runs])  # all are judged on the same tiles
-    judged = [_judge(candidate, contest, right) for candidate, _ in runs]
+    judged = [_judge(candidate, contest, right) for candidate in wanted]
     counts = {candidate: rows for each in judged for candidate, rows in each.counts.items()}
+    if plain != config:
+        counts[Candidate(config.run_name, "recipe", name_of(config.denoise))] = _own_counts(config, right)
     ranking = rank(counts, contest.by)
     folds = min(contest.folds or 5, ranking.slices)  # a slice may have failed since they were asked for
     binned = Volume(config.volume).dtype.itemsize > 1
@@ -324,6 +332,26 @@ def write_recipe(choice: Choice, path: Path) -> None:
 
 def _slug(denoise: Denoise) -> str:
     return name_of(denoise).replace(":", "").replace(",", "x")
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """The configuration without what makes more of a mask than a level for each tile, under a name of its own."""
+    threshold = config.threshold
+    levelled = isinstance(threshold, HistogramThreshold | FixedThreshold) and threshold.scope != "smooth"
+    if (config.clean, config.segmenter) == (None, None) and levelled and not threshold.judges:
+        return config
+    update = {"clean": None, "segmenter": None, "threshold": HistogramThreshold(), "name": f"{config.run_name}-plain"}
+    return config.model_copy(update=update)
+
+
+def _own_counts(config: RunConfig, right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Counts of a run by annotated slice, (slices, 4)."""
+    volume = Volume(config.volume)
+    tiles, traced = _tiles(config, volume), _annotated(config)
+    found = RunTables(volume, config.run_name).truth(config.truth or "").counts.read(tiles.slices)
+    found[~right] = 0
+    rows: NDArray[np.int64] = found[[z - tiles.start[0] for z in traced]].sum(axis=(1, 2))
+    return rows
 
 
 def _run_of(config: RunConfig, denoise: Denoise) -> RunConfig:

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, ShapeMismatchError
 from pipeline.histogram import BACKGROUND, VESSEL, counts_above_levels
 
 Scope = Literal["tile", "slice", "volume"]
+Way = Literal["tile", "slice", "volume", "recipe"]
 Metric = Literal["mcc", "f1"]
 Floats = NDArray[np.float64]
 LevelsOf = Callable[[str, NDArray[Any]], Floats]
@@ -34,14 +35,17 @@ _CHUNK_TILES = 64  # their counts at all levels take 0.5 MiB, and stay in the ca
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to find vessels: names of the threshold method, of what shares one level, and of the filter before."""
+    """One way to find vessels: names of the threshold method, of what shares one level, and of the filter before.
+
+    With the scope ``recipe`` it is a run of more stages, and the method is its name.
+    """
 
     method: str
-    scope: Scope
+    scope: Way
     denoise: str
 
     def __str__(self) -> str:
-        return f"{self.method} per {self.scope} after {self.denoise}"
+        return f"{_way(self)} after {self.denoise}"
 
 
 SliceCounts = Mapping[Candidate, NDArray[np.int64]]
@@ -349,10 +353,16 @@ def describe(ranking: Ranking, place: Place) -> str:
     return f"{first} and {second} cannot be told apart: {difference}"
 
 
+def _way(candidate: Candidate) -> str:
+    """Method and scope in words."""
+    recipe = candidate.scope == "recipe"
+    return f"recipe {candidate.method}" if recipe else f"{candidate.method} per {candidate.scope}"
+
+
 def _name(candidate: Candidate, other: Candidate) -> str:
     """Name the method, and of the rest what the other has not."""
-    scope = f" per {candidate.scope}" if candidate.scope != other.scope else ""
-    return candidate.method + scope + (f" after {candidate.denoise}" if candidate.denoise != other.denoise else "")
+    way = candidate.method if candidate.scope == other.scope else _way(candidate)
+    return way + (f" after {candidate.denoise}" if candidate.denoise != other.denoise else "")
 
 
 def _with_interval(value: float, interval: Interval | None) -> str:

@@ -90,6 +90,24 @@ def threshold(method: str, scope: str) -> object:
     return RunConfig(volume="v", threshold={"method": method, "scope": scope}).threshold
 
 
+def test_recipe_with_more_stages_is_judged_beside_the_methods(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (3, 600, 700))
+    config = run_config(volume, "mine", threshold={"scope": "smooth"}, clean={"opening": 1})
+    choice = choose(config, methods="otsu yen", scopes="tile slice")
+    check_document("compare", choice.document())
+    rows = {(row["method"], row["scope"]): row["mcc"] for row in choice.document()["rows"]}
+    assert len(rows) == 5
+    for method, scope in [("otsu", "tile"), ("yen", "slice")]:
+        scores = run(run_config(volume, f"{method}-{scope}", threshold={"method": method, "scope": scope})).scores
+        assert scores is not None
+        assert rows[method, scope] == scores.mcc
+    own = run(config)
+    assert own.scores is not None
+    assert (rows["mine", "recipe"], own.tiles.reused) == (own.scores.mcc, own.tiles.total)
+    best = choice.document()["best"]
+    assert ("clean" in best["recipe"]) == (best["scope"] == "recipe")
+
+
 def test_filter_that_has_run_is_not_run_again(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (4, 64, 64))
     run(run_config(volume, "mine", threshold={"method": "yen"}, denoise={"method": "none"}))
