@@ -95,6 +95,7 @@ def test_published_numbers_come_out_of_the_real_tile(here):
         "counts": {"tp": 5595, "fp": 122, "fn": 1863, "tn": 254564},
         "scores": scores, "macro": scores | {"tiles": 1, "undefined": dict.fromkeys(scores, 0)},
         "levels": {"min": 79, "median": 79, "max": 79},
+        "seam": None, "drift": None,
         "tiles": {"total": 1, "done": 1, "reused": 0, "failed": 0, "pending": 0, "absent": 0,
                   "undecided": 0, "no_signal": 0},
         "failures": [],
