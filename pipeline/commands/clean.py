@@ -1,0 +1,58 @@
+"""Command: three-dimensional cleaning of a mask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.answer import answering
+from pipeline.commands.options import Json, Threads, parse_memory
+
+
+def clean(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    name: Annotated[str, typer.Option(help="The run whose mask is cleaned; it keeps its own.")],
+    min_size: Annotated[
+        int, typer.Option(metavar="VOXELS", min=1, help="Objects of fewer voxels are removed, wherever they lie.")
+    ],
+    out: Annotated[str | None, typer.Option(help="Label that is made; default: NAME-clean.")] = None,
+    max_hole: Annotated[
+        int | None,
+        typer.Option(metavar="VOXELS", min=1, help="Closed holes of at most so many voxels are filled; default none."),
+    ] = None,
+    connectivity: Annotated[int, typer.Option(help="Neighbours of a voxel of an object: 6, 18 or 26.")] = 26,
+    hole_connectivity: Annotated[int, typer.Option(help="Neighbours of a voxel of a hole: 6, 18 or 26.")] = 6,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out slices that the run has not done whole; else they are refused.")
+    ] = False,
+    threads: Threads = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of the whole process, such as 4GB.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Make a label again that was cleaned before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove small objects of a mask, and fill small holes, in three dimensions; the result is a label of its own."""
+    with answering():
+        from pipeline.derived import Cleaning, slab_room
+        from pipeline.derived import clean as clean_mask
+        from pipeline.execute import ThreadRunner
+        from pipeline.plan import available_cpus
+        from pipeline.terminal import Meter
+        from pipeline.volume import Volume
+
+        cleaning = Cleaning(name, out or f"{name}-clean", min_size, max_hole, connectivity, hole_connectivity)
+        opened, workers = Volume(volume), threads or available_cpus()
+        room = slab_room(opened, workers, parse_memory(memory))
+        with Meter("clean") as meter:
+            cleaned = clean_mask(opened.path, cleaning, ThreadRunner(workers, meter), room, partial, replace)
+        if as_json:
+            print(json.dumps(cleaned.document()))
+        else:
+            for line in cleaned.lines():
+                print(line)
+            truths = [label.name for label in opened.labels().values() if label.kind == "truth"]
+            for truth in truths[:1]:
+                print(f"next: kesm validate {quote(str(volume))} --mask {cleaning.label} --truth {truth}")

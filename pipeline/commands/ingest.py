@@ -1,0 +1,106 @@
+"""Command: image files to a volume."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.answer import answering
+from pipeline.commands.options import Json, Threads
+
+if TYPE_CHECKING:
+    from pipeline.ingest import Ingested
+
+
+def ingest(
+    slices: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns in quotes.")],
+    volume: Annotated[Path, typer.Option(help="The OME-Zarr volume that they go to.")],
+    label: Annotated[str | None, typer.Option(help="They are an expert's truth of this name, not the image.")] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Of colour images: red, green, blue, luminance, or a number from 0.")
+    ] = None,
+    voxel_size: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Size of a voxel in micrometres.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add slices after the last one of the volume.")] = False,
+    start_z: Annotated[int | None, typer.Option(min=0, help="Label: the slice that the first file is for.")] = None,
+    vessel_above: Annotated[float | None, typer.Option(help="Label: values above this level are vessel.")] = None,
+    unlabelled: Annotated[int | None, typer.Option(help="Label: the value of what nobody annotated.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Store image slices, or an expert's truth, as OME-Zarr."""
+    with answering():
+        from pipeline.errors import ConfigError
+        from pipeline.execute import ThreadRunner
+        from pipeline.ingest import ingest_image, ingest_label, ingest_threads
+        from pipeline.mapping import LabelOptions
+        from pipeline.plan import available_cpus
+        from pipeline.stack import find_pages
+        from pipeline.terminal import Meter
+
+        size = parse_voxel_size(voxel_size)
+        check_ingest_options(label, {"--start-z": start_z, "--vessel-above": vessel_above, "--unlabelled": unlabelled})
+        check_ingest_options(None if label else "image", {"--append": append or None, "--voxel-size": voxel_size})
+        if vessel_above is not None and not isfinite(vessel_above):
+            raise ConfigError(f"--vessel-above: got {vessel_above}, expected a grey level such as 127")
+        pages = find_pages(slices, channel)
+        each = pages[0].shape[0] * pages[0].shape[1] * (2 if pages[0].dtype == "uint16" else 1)
+        workers = ingest_threads(pages[0], threads or available_cpus())
+        with Meter(label or "image", unit_bytes=each) as meter:
+            runner = ThreadRunner(workers, meter)
+            if label is None:
+                done = ingest_image(pages, volume, runner, size, append)
+            else:
+                done = ingest_label(pages, volume, runner, LabelOptions(label, start_z, vessel_above, unlabelled))
+        show_ingested(done, as_json)
+
+
+def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
+    """``1,0.7,0.6`` as three lengths in micrometres."""
+    from pipeline.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--voxel-size: got {text!r}, expected z,y,x in micrometres, such as 1,0.7,0.6") from error
+    if not all(0 < length < float("inf") for length in (z, y, x)):
+        raise ConfigError(f"--voxel-size: got {text!r}, lengths must be positive")
+    return z, y, x
+
+
+def check_ingest_options(allowed: str | None, options: dict[str, Any]) -> None:
+    """Refuse options that would be ignored: those of a label without one, and those of an image with one."""
+    from pipeline.errors import ConfigError
+
+    given = [option for option, value in options.items() if value is not None]
+    if given and allowed is None:
+        other = "only with --label NAME" if "--start-z" in options else "only without --label"
+        raise ConfigError(f"{', '.join(given)}: {other}; leave it out")
+
+
+def show_ingested(done: Ingested, as_json: bool) -> None:
+    """Print what was written where."""
+    first, last = min(done.slices), max(done.slices)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "schema": 1, "volume": str(done.volume), "label": done.label, "slices": list(done.slices),
+                    "shape": list(done.shape), "placed": done.placed, "mapping": done.mapping or None,
+                }
+            )
+        )  # fmt: skip
+        return
+    what = f"label {done.label}" if done.label else "image"
+    count = f"{len(done.slices)} slices, {first} to {last}" if last > first else f"slice {first}"
+    print(f"{what}: {count}, {done.placed}, in {done.volume}")
+    if done.label is None:
+        print(f"next: kesm run {quote(str(done.volume))}")
+    else:
+        print(f"next: kesm run {quote(str(done.volume))} --truth {done.label}")

@@ -1,0 +1,69 @@
+"""Options that several commands share, and the configuration that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Target = Annotated[Path, typer.Argument(metavar="CONFIG|VOLUME", help="A YAML configuration, or a volume.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; default one for each CPU.")]
+Truth = Annotated[str | None, typer.Option(help="Label to compare the mask with.")]
+Name = Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")]
+Region = Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")]
+Memory = Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")]
+Scheduler = Annotated[str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")]
+Foreground = Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Throw away a run of this name that was made with another recipe.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
+]
+
+
+def run_options(
+    truth: str | None,
+    name: str | None,
+    region: str | None,
+    threads: int | None,
+    memory: str | None,
+    foreground: str | None,
+) -> dict[str, Any]:
+    """Options of a run by their keys in a configuration."""
+    return {
+        "truth": truth, "name": name, "region": region, "cluster.threads": threads, "memory": memory,
+        "foreground": foreground,
+    }  # fmt: skip
+
+
+def configure(
+    target: Path, options: Mapping[str, Any], scheduler: str | None, assignments: list[str] | None
+) -> RunConfig:
+    """Configuration of a run: the file, then the options that were given (by their keys), then each ``--set``."""
+    from pipeline.configfile import load_config, parse_assignment
+
+    overrides = {key: value for key, value in options.items() if value is not None}
+    if scheduler in {"threads", "local"}:
+        overrides["cluster.engine"] = scheduler
+    elif scheduler is not None:
+        overrides |= {"cluster.engine": "address", "cluster.address": scheduler}
+    overrides |= dict(parse_assignment(assignment) for assignment in assignments or [])
+    return load_config(target, overrides)
+
+
+def parse_memory(text: str | None) -> int | None:
+    """``4GB`` in bytes."""
+    from pipeline.config import parse_bytes
+    from pipeline.errors import ConfigError
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--memory: {error}") from error

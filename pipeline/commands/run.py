@@ -1,0 +1,106 @@
+"""Commands: do a run, or say what it would do."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from pipeline.commands.answer import EXIT_PARTIAL, Terminated, answering, say
+from pipeline.commands.options import (
+    Foreground,
+    Json,
+    Memory,
+    Name,
+    Region,
+    Replace,
+    Scheduler,
+    Set,
+    Target,
+    Threads,
+    Truth,
+    configure,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+
+
+def run(
+    target: Target,
+    truth: Truth = None,
+    name: Name = None,
+    region: Region = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    foreground: Foreground = None,
+    assignments: Set = None,
+    replace: Replace = False,
+    as_json: Json = False,
+) -> None:
+    """Do everything of a run that is not done, and print its scores."""
+    with answering():
+        options = run_options(truth, name, region, threads, memory, foreground)
+        config = configure(target, options, scheduler, assignments)
+        from pipeline.plan import make_plan
+        from pipeline.runs import run_plan
+        from pipeline.terminal import Meter, show_summary
+
+        plan = make_plan(config, replace=replace)
+        try:
+            with Meter(f"run {plan.name}", total=plan.blocks.size) as meter:
+                summary = run_plan(plan, config.cluster, meter)
+        except (KeyboardInterrupt, Terminated):
+            say(stopped(plan))
+            raise
+        if as_json:
+            print(json.dumps(summary.document()))
+        else:
+            show_summary(summary)
+            print(f"mask: {plan.volume / 'labels' / plan.name}")
+        if summary.tiles.failed:
+            raise typer.Exit(EXIT_PARTIAL)
+
+
+def plan(
+    target: Target,
+    truth: Truth = None,
+    name: Name = None,
+    region: Region = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    foreground: Foreground = None,
+    assignments: Set = None,
+    replace: Replace = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run would do; nothing is touched."""
+    with answering():
+        options = run_options(truth, name, region, threads, memory, foreground)
+        config = configure(target, options, scheduler, assignments)
+        from pipeline.plan import make_plan, tiles_done
+        from pipeline.terminal import show_plan
+
+        made = make_plan(config, replace=replace)
+        done = tiles_done(made)
+        if as_json:
+            print(json.dumps(made.document() | {"tiles_done": done}))
+        else:
+            show_plan(made, done)
+
+
+def stopped(plan: Plan) -> str:
+    """What an interrupted run has done."""
+    from pipeline.errors import PipelineError
+    from pipeline.report import summarise
+    from pipeline.volume import Volume
+
+    try:
+        tiles = summarise(Volume(plan.volume), plan.name, plan.truth, plan.region).tiles
+    except PipelineError:
+        return "stopped before any block was done; give the same command to go on"
+    return f"stopped: {tiles.done:,} of {tiles.total:,} tiles are done and kept; give the same command to go on"

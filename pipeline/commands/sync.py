@@ -1,0 +1,84 @@
+"""Command: take what has arrived."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say
+from pipeline.commands.options import Json
+
+if TYPE_CHECKING:
+    from pipeline.sync import Synced
+
+
+def sync(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration with a section `sync`.")],
+    every: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Again and again, such as every 15m, until SIGTERM or Ctrl-C.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take the slices that have arrived in the source folders or changed, and run what is pending."""
+    with answering():
+        from pipeline.configfile import load_config
+        from pipeline.sync import check_sync, sync_every
+        from pipeline.sync import sync as sync_once
+        from pipeline.terminal import Meter
+
+        loaded = load_config(config)
+        check_sync(loaded)
+        if every is not None:
+            sync_every(parse_every(every), loaded, lambda outcome: log_round(outcome, as_json))
+        with Meter("sync") as meter:
+            synced = sync_once(loaded, meter)
+        if as_json:
+            print(json.dumps(synced.document()))
+        else:
+            print(f"sync {synced.line()}")
+            say_notes(synced)
+        if synced.partial:
+            raise typer.Exit(EXIT_PARTIAL)
+
+
+def parse_every(text: str) -> float:
+    """``15m`` as seconds: at least one, since a sync that does nothing takes as long."""
+    from pipeline.config import parse_duration
+    from pipeline.errors import ConfigError
+
+    try:
+        every_s = parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"--every: {error}") from error
+    if every_s < 1:
+        raise ConfigError(f"--every: got {text!r}, expected at least 1s")
+    return every_s
+
+
+def log_round(outcome: Synced | Exception, as_json: bool) -> None:
+    """Log one round of many: its line (or JSON object) on stdout, what went wrong on stderr, each with its time."""
+    from pipeline.errors import PipelineError
+    from pipeline.lock import now
+
+    if isinstance(outcome, PipelineError):
+        say(f"{now()} error: {outcome}")
+    elif isinstance(outcome, Exception):
+        say(f"{now()} unexpected error: {type(outcome).__name__}: {outcome}")
+    elif as_json:
+        print(json.dumps(outcome.document()), flush=True)
+    else:
+        print(f"{now()} sync {outcome.line()}", flush=True)
+        say_notes(outcome)
+
+
+def say_notes(synced: Synced) -> None:
+    """Say which files a round has not taken, and why."""
+    for what, notes in (("waiting", synced.waiting), ("set aside", synced.set_aside)):
+        for note in notes:
+            say(f"{what}: {note.file}: {note.reason}")
+    for what, taken in (("slice", synced.images), ("truth of slice", synced.truths)):
+        for z, name in taken.vanished.items():
+            say(f"vanished: {name}: {what} {z} stays as it is")

@@ -1,0 +1,47 @@
+"""Command: train a classifier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.answer import answering
+from pipeline.commands.options import Foreground, Json, Region, Set, Target, Threads, Truth, configure, run_options
+
+
+def train(
+    target: Target,
+    out: Annotated[
+        Path | None, typer.Option(help="File of the model, such as vessels.skops; default: that of the configuration.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="What is trained: forest or boosting.")] = "forest",
+    seed: Annotated[int, typer.Option(min=0, help="The same one gives the same model.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
+    truth: Truth = None,
+    region: Region = None,
+    threads: Threads = None,
+    foreground: Foreground = None,
+    assignments: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier on the annotated tiles, and score it on some that are held out."""
+    with answering():
+        options = run_options(truth, None, region, threads, None, foreground)
+        config = configure(target, options, None, assignments)
+        from pipeline.execute import ThreadRunner
+        from pipeline.plan import available_cpus
+        from pipeline.terminal import Meter
+        from pipeline.train import make_lesson
+        from pipeline.train import train as train_classifier
+
+        lesson, workers = make_lesson(config, out, kind, seed, force), threads or available_cpus()
+        with Meter("train") as meter:
+            trained = train_classifier(config, lesson, ThreadRunner(workers, meter), workers)
+        if as_json:
+            print(json.dumps(trained.document()))
+        else:
+            for line in trained.lines():
+                print(line)

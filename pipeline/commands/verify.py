@@ -1,0 +1,45 @@
+"""Command: read everything back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say
+from pipeline.commands.options import Json, Threads
+
+
+def verify(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only report; else what a run must make again is marked as failed.")
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Read everything of a volume back, and list what is not as it was recorded."""
+    with answering():
+        from pipeline.execute import ThreadRunner
+        from pipeline.plan import available_cpus
+        from pipeline.terminal import Meter
+        from pipeline.verify import slice_bytes, verify_threads
+        from pipeline.verify import verify as verify_volume
+        from pipeline.volume import Volume
+
+        opened = Volume(volume)
+        each, _ = slice_bytes(opened)
+        with Meter("verify", unit_bytes=each) as meter:
+            runner = ThreadRunner(verify_threads(opened, threads or available_cpus()), meter)
+            verified = verify_volume(opened, runner, mark=not dry_run)
+        for note in verified.notes:
+            say(note)
+        if as_json:
+            print(json.dumps(verified.document()))
+        else:
+            for line in verified.lines():
+                print(line)
+        if verified.findings:
+            raise typer.Exit(EXIT_PARTIAL)
