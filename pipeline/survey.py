@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DamageError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import UNLABELLED, count_tiles, level_counts
+from pipeline.keys import other_inputs
 from pipeline.levels import Surface, fill_levels, signals, valid_histograms
 from pipeline.recipe import HistogramThreshold, Recipe
 from pipeline.scene import Scene
@@ -88,9 +91,16 @@ def slice_counts(volume: Volume, recipe: Recipe, z: int, block: Triple) -> NDArr
     DamageError, UnavailableError
         If a voxel cannot be read: levels are those of complete slices.
     """
+    return _slice_counts(volume.path, recipe, z, block, _inputs(volume, recipe, z))
+
+
+@lru_cache(maxsize=4)  # the blocks of a slice ask one after the other
+def _slice_counts(path: Path, recipe: Recipe, z: int, block: Triple, _: bytes) -> NDArray[np.int64]:
+    volume = Volume(path)
     counts = np.zeros(1 << 8 * volume.dtype.itemsize, np.int64)
     for box, scene in _scenes(volume, recipe, z, block):
         counts += scene_counts(scene, box)
+    counts.flags.writeable = False
     return counts
 
 
@@ -110,6 +120,12 @@ def scene_counts(scene: Scene, box: Box) -> NDArray[np.int64]:
 
 def slice_survey(volume: Volume, recipe: Recipe, z: int, block: Triple, units: Grid) -> Survey:
     """Survey a whole slice, a block's window at a time; see `scene_survey`."""
+    return _slice_survey(volume.path, recipe, z, block, units, _inputs(volume, recipe, z))
+
+
+@lru_cache(maxsize=4)
+def _slice_survey(path: Path, recipe: Recipe, z: int, block: Triple, units: Grid, _: bytes) -> Survey:
+    volume = Volume(path)
     parts = [scene_survey(scene, box, units) for box, scene in _scenes(volume, recipe, z, block)]
     blocks = Grid(volume.shape, block).cover(Box.of_slice(z, volume.shape)).shape[1:]
 
@@ -119,6 +135,13 @@ def slice_survey(volume: Volume, recipe: Recipe, z: int, block: Triple, units: G
 
     counts = np.sum([part.counts for part in parts], axis=0)
     return Survey(counts, join("levels"), join("separability"), join("contrast"))
+
+
+def _inputs(volume: Volume, recipe: Recipe, z: int) -> bytes:
+    """Digests of what is read to survey a slice: equal ones, equal results."""
+    digests, _ = covered_planes(volume, z, recipe.halo[0])
+    (others,) = other_inputs(volume, recipe, z, z + 1)
+    return digests.tobytes() + others
 
 
 def scene_survey(scene: Scene, box: Box, units: Grid) -> Survey:

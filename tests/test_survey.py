@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
+from pipeline import survey
 from pipeline.config import LocalCluster, ThreadsCluster
 from pipeline.errors import DamageError
 from pipeline.execute import ignore
@@ -137,3 +139,19 @@ def test_tile_without_a_level_is_empty_and_done(tmp_path: Path) -> None:
     assert not volume.label("otsu").full.read(Box.whole(volume.shape)).any()
     assert RunTables(volume, "otsu").status.read().tolist() == [[[Status.DONE]]]
     assert run(config).tiles.reused == 1
+
+
+@pytest.mark.parametrize("scope", ["slice", "smooth"])
+def test_slice_is_surveyed_once_for_all_its_blocks(volume: Volume, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    surveyed: list[int] = []
+
+    def scenes(*arguments: Any) -> Any:
+        surveyed.append(arguments[2])
+        return read(*arguments)
+
+    read = survey._scenes
+    monkeypatch.setattr(survey, "_scenes", scenes)
+    plan = with_blocks(make_plan(run_config(volume, f"once-{scope}", threshold={"scope": scope})), (1, 2048, 2048))
+    survey._slice_counts.cache_clear()
+    assert run_plan(plan, ThreadsCluster(threads=1), ignore).tiles.failed == 0
+    assert sorted(surveyed) == [0, 1, 2]
