@@ -13,7 +13,8 @@ from pipeline.store import ABSENT, create_document, digest_bytes, read_document
 from pipeline.table import Table
 
 READS = 3  # of a record that is being replaced, before it is called damaged
-RECORD_WAY_OUT = "restore it from a copy, or ingest the slice again"
+INGEST_AGAIN = "restore it from a copy, or ingest the slice again"
+CLEAN_AGAIN = "restore it from a copy, or make the label again with `kesm clean --replace`"
 
 
 class Ledger:
@@ -22,8 +23,8 @@ class Ledger:
     A slice exists once its digest is recorded, which comes last.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, way_out: str = INGEST_AGAIN) -> None:
+        self._path, self.way_out = path, way_out
         self._digest = Table(path / "digest")
         self._shards = Table(path / "shard_digest")
         self._mtime = Table(path / "mtime")
@@ -65,7 +66,7 @@ class Ledger:
             try:
                 recorded, digests = self._shards.read((span,)), self._digest.read((span,))
             except DamageError as error:
-                raise DamageError(f"{error}; {RECORD_WAY_OUT}") from error
+                raise DamageError(f"{error}; {self.way_out}") from error
             recorded = recorded[: len(digests)]  # longer where a resize was cut off
             recorded[digests == ABSENT] = ABSENT
             # The slice's digest is that of its shards' digests: read while they are replaced, the two do not agree.
@@ -77,10 +78,10 @@ class Ledger:
                 break
         else:
             z = start + agree.index(False)
-            raise DamageError(f"{self._path}: the digests of slice {z} contradict each other; {RECORD_WAY_OUT}")
+            raise DamageError(f"{self._path}: the digests of slice {z} contradict each other; {self.way_out}")
         if not digests.all() and (lost := self._lost(span)).any():
             z = start + int(np.argmax(lost))
-            raise DamageError(f"{self._path}: chunk digest/c/{z} is missing; {RECORD_WAY_OUT}")
+            raise DamageError(f"{self._path}: chunk digest/c/{z} is missing; {self.way_out}")
         return recorded
 
     def _lost(self, span: slice) -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from pipeline.compiled import kernel
 from pipeline.disk import SILENT_FILES, is_file
 from pipeline.errors import DamageError, NotAVolumeError, PipelineError, UnavailableError
 from pipeline.geometry import Box, Triple
-from pipeline.ledger import RECORD_WAY_OUT, Ledger
+from pipeline.ledger import Ledger
 from pipeline.pyramid import Pyramid, reduced_levels
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, digest_bytes
@@ -81,12 +81,15 @@ class Kind:
         The values that its voxels may have, if those are few.
     run : str or None
         The run that has made it.
+    way_out : str
+        What to do where it is damaged; empty where a run makes it again.
     """
 
     pyramid: Pyramid
     folder: Path
     values: tuple[int, int, int] | None = None
     run: str | None = None
+    way_out: str = ""
 
 
 class Readback:
@@ -189,7 +192,7 @@ class Readback:
         array = pyramid.levels[level]
         (z, top, left), (end, bottom, right) = array.shards.box(shard).start, array.shards.box(shard).stop
         shown = Box((z, top << level, left << level), (end, bottom << level, right << level))
-        way_out = "" if run else f"; {RECORD_WAY_OUT}"
+        way_out = self._kind.way_out and f"; {self._kind.way_out}"
         if isinstance(reason, DamageError):
             text = f"cannot be decoded ({reason.__cause__}){way_out}"
         elif isinstance(reason, PipelineError):  # it may be whole: its storage refuses it, or does not answer
@@ -293,7 +296,7 @@ class Record:
     ) -> None:
         self.shape, self.folder, self.ledger = volume.shape, folder, ledger
         self.tables = {name: Table(volume.path / folder / name) for name in ("digest", "shard_digest", "mtime")}
-        self.kind = Kind(pyramid, pyramid.path.relative_to(volume.path), values)
+        self.kind = Kind(pyramid, pyramid.path.relative_to(volume.path), values, way_out=ledger.way_out)
 
 
 class RecordSlice(Part):
@@ -347,8 +350,8 @@ class RecordSlice(Part):
             self._tell(f"files/{self._z:06d}", "zarr.json", reason)
 
     def _tell(self, name: str, shard: str, reason: str) -> None:
-        region = Box.of_slice(self._z, self._record.shape)
-        self.findings.append(Finding(f"{self.folder}/{name}", shard, region, f"{reason}; {RECORD_WAY_OUT}"))
+        region, text = Box.of_slice(self._z, self._record.shape), f"{reason}; {self._record.ledger.way_out}"
+        self.findings.append(Finding(f"{self.folder}/{name}", shard, region, text))
 
 
 def decoding(reasons: Sequence[str]) -> str:

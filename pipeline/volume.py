@@ -21,7 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.geometry import Triple
 from pipeline.histogram import TRUTH_UNLABELLED
-from pipeline.ledger import Ledger
+from pipeline.ledger import CLEAN_AGAIN, Ledger
 from pipeline.lock import locked
 from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
@@ -201,7 +201,7 @@ class Volume:
         label = self.label(name)
         if self._label_info(name).kind != "derived":
             raise MissingInputError(f"{self.path}: {name!r} is not derived from a mask")
-        return label, Ledger(self._label_ledger(name))
+        return label, Ledger(self._label_ledger(name), CLEAN_AGAIN)
 
     def create_derived(self, name: str) -> tuple[Pyramid, Ledger]:
         """Create an empty label that is derived from a mask; ``publish_label`` makes it visible."""

@@ -18,6 +18,7 @@ from pipeline.derived import Cleaning, clean, slab_room
 from pipeline.errors import ConfigError, MemoryLimitError
 from pipeline.execute import ThreadRunner
 from pipeline.ledger import Ledger
+from pipeline.pixels import write_png
 from pipeline.pyramid import reduce_label, reduced_levels
 from pipeline.recipe import Recipe
 from pipeline.runs import run
@@ -238,8 +239,9 @@ def test_its_name_is_taken(cleaned: Volume) -> None:
     assert "'clean' is a label of" in kesm("run", cleaned.path, "--name", "clean").message
     assert "'clean' is derived from a mask, not a truth" in kesm("run", cleaned.path, "--truth", "clean").message
     image = cleaned.path.parent / "0.png"
-    image.write_bytes(b"")
-    assert kesm("ingest", image, "--volume", cleaned.path, "--label", "clean").code == 2
+    write_png(image, np.zeros(SHAPE[1:], np.uint8))
+    answer = kesm("ingest", image, "--volume", cleaned.path, "--label", "clean")
+    assert (answer.code, "'clean' is derived from a mask" in answer.err) == (2, True)
 
 
 def test_verify_reads_it(tmp_path: Path) -> None:
@@ -255,6 +257,7 @@ def test_verify_reads_it(tmp_path: Path) -> None:
         ("labels/clean/1", "c/0/0/0"),
         ("labels/clean/0", "c/1/0/0"),
     ]
+    assert all("kesm clean --replace" in found["reason"] for found in findings)
     assert (answer.code, answer.document["marked"]) == (3, {})
     assert answered(volume)["reused"] is True  # it is not read
     assert answered(volume, "--replace")["reused"] is False
