@@ -1,6 +1,6 @@
 """Components in three dimensions: labelling beside cc3d and SciPy, cleaning beside dask-image, and at full size.
 
-    python benchmarks/components.py [--slices 8] [--full-slices 32] [--folder DIR] [--json FILE]
+    python benchmarks/components.py [--slices 8] [--full-slices 32] [--folder DIR] [--quick] [--json FILE]
 
 Labelling is of masks in memory, in one thread, with 26 neighbours: the vessels of a phantom, and the same with a share
 of all voxels turned over. All must count the same components, and take turns. Cleaning removes the small objects of the
@@ -24,46 +24,57 @@ import numpy as np
 from command import kesm
 from dask import config
 from dask_image.ndmeasure import label
-from kernels import time_both
+from kernels import SECONDS, time_both
 from numpy.typing import NDArray
 from record import parse, save, show
 from scipy import ndimage
 from specimen import DISTINCT, build_linked, volume_bytes, warm_cache, work_folder
+from texture import SHAPE
 
-from pipeline.components import Components, find_spans, stack
+from pipeline.components import Components
 from pipeline.geometry import Box
 from pipeline.phantom import Phantom
+from pipeline.spans import find_spans, stack
 from pipeline.store import ShardedArray
 from pipeline.volume import Volume, staging_folder
 
 Mask = NDArray[np.uint8]
 
 STRUCTURE = np.ones((3, 3, 3))
-SIDE = 1024  # of what is labelled in memory, and of the chunks that dask-image gets
 MIN_SIZE, MAX_HOLE = 50, 20
 NOISE = (0.0, 0.01, 0.05)  # of the voxels are turned over
 MEMORY = ("1100MB", "4GB")  # hardly enough for two threads, and plenty
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--slices", {"type": int, "default": 8, "help": "slices that are labelled, and cleaned beside dask-image"}),
-    ("--full-slices", {"type": int, "default": 32, "help": "full-size slices that are cleaned"}),
+    (
+        "--slices",
+        {"type": int, "default": 8, "quick": 2, "help": "slices that are labelled, and cleaned beside dask-image"},
+    ),
+    ("--full-slices", {"type": int, "default": 32, "quick": 2, "help": "full-size slices that are cleaned"}),
+    (
+        "--side",
+        {"type": int, "default": 1024, "quick": 512, "help": "of what is labelled, and of the chunks of dask-image"},
+    ),
+    ("--clean-side", {"type": int, "default": 2548, "quick": 600, "help": "of what is cleaned beside dask-image"}),
+    SHAPE,
+    SECONDS,
     ("--threads", {"type": int, "default": os.cpu_count(), "help": "threads of kesm and of Dask"}),
     ("--folder", {"type": Path, "help": "where the temporary volumes are made; needs 0.2 GB a full-size slice"}),
 )
 
 
-def phantom_masks(slices: int) -> list[tuple[float, Mask]]:
+def phantom_masks(slices: int, side: int) -> list[tuple[float, Mask]]:
     """Vessels with more and more noise, (z, y, x) of 0 and 255."""
-    phantom, rng = Phantom((slices, SIDE, SIDE), seed=1), np.random.default_rng(0)
+    phantom, rng = Phantom((slices, side, side), seed=1), np.random.default_rng(0)
     vessels = np.stack([phantom.slice(z)[1] == 255 for z in range(slices)])
     return [
         (share, (vessels ^ (rng.random(vessels.shape) < share)).astype(np.uint8) * np.uint8(255)) for share in NOISE
     ]
 
 
-def label_rows(slices: int) -> list[dict[str, Any]]:
+def label_rows(slices: int, side: int, seconds: float) -> list[dict[str, Any]]:
     """How fast each labels the same masks."""
     rows = []
-    for share, mask in phantom_masks(slices):
+    for share, mask in phantom_masks(slices, side):
 
         def ours(mask: Mask = mask) -> int:
             spans = stack([find_spans(plane) for plane in mask])
@@ -82,7 +93,7 @@ def label_rows(slices: int) -> list[dict[str, Any]]:
             count = ours()
             if count != theirs():
                 sys.exit(f"{peer} counts other components")
-            our_s, their_s = time_both(ours, theirs)
+            our_s, their_s = time_both(ours, theirs, seconds)
             rows.append(
                 {
                     "noise": f"{share:.0%}", "components": count, "peer": peer,
@@ -93,21 +104,20 @@ def label_rows(slices: int) -> list[dict[str, Any]]:
     return rows
 
 
-def build_phantom(path: Path, slices: int) -> Path:
-    """Store the image of a phantom, two by two shards, and segment it without a filter, which leaves noise."""
-    shape = (slices, 2 * SIDE + 500, 2 * SIDE + 500)
+def build_phantom(path: Path, shape: tuple[int, int, int]) -> Path:
+    """Store the image of a phantom, and segment it without a filter, which leaves noise."""
     phantom, volume = Phantom(shape, seed=2), Volume.create(path, shape, "uint8")
     with staging_folder(path, "build") as staging:
-        for z in range(slices):
+        for z in range(shape[0]):
             volume.slices.record(z, volume.image.write_slice(z, phantom.slice(z)[0], staging), f"{z:04d}.png", 0)
     kesm("run", path, "--name", "otsu", "--set", "denoise.method=none")
     return path
 
 
-def clean_with_dask(path: Path, target: Path, threads: int) -> float:
+def clean_with_dask(path: Path, target: Path, side: int, threads: int) -> float:
     """Remove small objects as one writes it with Dask; return the seconds."""
     begin = time.perf_counter()
-    mask = da.from_zarr(str(path / "labels" / "otsu" / "0")).rechunk((-1, SIDE, SIDE))
+    mask = da.from_zarr(str(path / "labels" / "otsu" / "0")).rechunk((-1, side, side))
     with config.set(scheduler="threads", num_workers=threads):
         labels, count = label(mask, STRUCTURE)
         labels, found = labels.persist(), int(count.compute())
@@ -118,18 +128,18 @@ def clean_with_dask(path: Path, target: Path, threads: int) -> float:
     return time.perf_counter() - begin
 
 
-def clean_rows(folder: Path, slices: int, threads: int) -> list[dict[str, Any]]:
+def clean_rows(folder: Path, shape: tuple[int, int, int], side: int, threads: int) -> list[dict[str, Any]]:
     """Clean the same mask in two ways, in turn."""
-    path = build_phantom(folder / "phantom.zarr", slices)
+    path = build_phantom(folder / "phantom.zarr", shape)
     words = (path, "--name", "otsu", "--min-size", MIN_SIZE, "--threads", threads)
     kesm("clean", *words, "--out", "first")  # kernels are compiled
     ours = kesm("clean", *words, "--out", "second").document
-    dask_s = clean_with_dask(path, folder / "dask.zarr", threads)
+    dask_s = clean_with_dask(path, folder / "dask.zarr", side, threads)
     again = kesm("clean", *words, "--out", "third").document
     ours_s = min(ours["elapsed_s"], again["elapsed_s"])
     array = ShardedArray(path / "labels" / "second" / "0")
     theirs = da.from_zarr(str(folder / "dask.zarr"))
-    for z in range(slices):
+    for z in range(shape[0]):
         if not np.array_equal(array.read(Box.of_slice(z, array.shape))[0], theirs[z].compute()):
             sys.exit(f"dask-image leaves other voxels in slice {z}")
     voxels = float(np.prod(array.shape))
@@ -142,9 +152,9 @@ def clean_rows(folder: Path, slices: int, threads: int) -> list[dict[str, Any]]:
     ]
 
 
-def full_rows(folder: Path, slices: int, threads: int) -> list[dict[str, Any]]:
+def full_rows(folder: Path, slices: int, shape: tuple[int, int], threads: int) -> list[dict[str, Any]]:
     """Clean full-size slices with and without holes, with little memory and more."""
-    path = build_linked(folder / "full.zarr", slices)
+    path = build_linked(folder / "full.zarr", slices, shape)
     kesm("run", path, "--name", "otsu", "--threads", threads)
     warm_cache(path / "labels")
     rows = []
@@ -168,13 +178,14 @@ def full_rows(folder: Path, slices: int, threads: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     options = parse(__doc__, *OPTIONS)
-    labelled = label_rows(options.slices)
+    labelled, shape = label_rows(options.slices, options.side, options.seconds), tuple(options.shape)
     show(labelled)
-    with work_folder(options.folder, volume_bytes(options.full_slices, DISTINCT) + 10**9) as folder:
-        cleaned = clean_rows(folder, options.slices, options.threads)
+    with work_folder(options.folder, volume_bytes(options.full_slices, DISTINCT, shape) + 10**9) as folder:
+        phantom = options.slices, options.clean_side, options.clean_side
+        cleaned = clean_rows(folder, phantom, options.side, options.threads)
         print()
         show(cleaned)
-        full = full_rows(folder, options.full_slices, options.threads)
+        full = full_rows(folder, options.full_slices, shape, options.threads)
         print()
         show(full)
     save(options.json, {"threads": options.threads, "label": labelled, "clean": cleaned, "full": full})

@@ -1,6 +1,7 @@
 """The whole job on a whole volume, beside only its reading and writing, its planned memory, and where its time goes.
 
-    python benchmarks/full_volume.py [--slices 799] [--threads N] [--engine local] [--folder DIR] [--json FILE]
+    python benchmarks/full_volume.py [--slices 799] [--threads N] [--engine local] [--folder DIR]
+                                     [--quick] [--json FILE]
 
 The volume is 8026 x 17480 with dense truth and the real tile's texture. A few slices are made, the others are linked to
 them (`specimen.py`), so that all is read from the page cache, which is warm. `kesm run` is a fresh process, on as many
@@ -23,7 +24,7 @@ from typing import Any
 from command import call, engine_words, kesm
 from record import parse, save, show
 from specimen import DISTINCT, TRUTH, build_linked, compile_kernels, volume_bytes, warm_cache, work_folder
-from texture import tile_pair
+from texture import SHAPE, tile_pair
 
 from pipeline.volume import Volume
 
@@ -33,17 +34,18 @@ STAGE_SLICES = 8
 FEW_SLICES = 8
 FIRST, FEW, WHOLE, STAGES = "first", "few", "whole", "stages"  # names of the runs
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--slices", {"type": int, "default": 799, "help": "slices of the volume"}),
+    ("--slices", {"type": int, "default": 799, "quick": 2, "help": "slices of the volume"}),
+    SHAPE,
     ("--threads", {"type": int, "default": os.cpu_count(), "help": "threads, or processes, of the run"}),
     ("--engine", {"choices": ("threads", "local"), "default": "threads", "help": "where these threads are"}),
     ("--folder", {"type": Path, "help": "where the temporary volume is made; needs 1 GB, and 5 MB a slice"}),
 )
 
 
-def measure(folder: Path, slices: int, engine: str, tasks: int) -> dict[str, Any]:
+def measure(folder: Path, slices: int, shape: tuple[int, int], engine: str, tasks: int) -> dict[str, Any]:
     """Build the volume, run it between the halves of the roofline, and return all figures."""
     small = compile_kernels(folder)
-    path = build_linked(folder / "full.zarr", slices)
+    path = build_linked(folder / "full.zarr", slices, shape)
     words = [path, "--truth", TRUTH, *engine_words(engine, tasks)]
     kesm("run", *words, "--name", FIRST, "--region", f"z=0:{min(slices, DISTINCT)}")
     warm_cache(path)
@@ -76,8 +78,9 @@ def measure_roofline(path: Path, slices: int, tasks: int, pipeline: str = "ours"
 
 def main() -> None:
     options = parse(__doc__, *OPTIONS)
-    with work_folder(options.folder, volume_bytes(options.slices, DISTINCT)) as folder:
-        figures = measure(folder, options.slices, options.engine, options.threads)
+    shape = tuple(options.shape)
+    with work_folder(options.folder, volume_bytes(options.slices, DISTINCT, shape)) as folder:
+        figures = measure(folder, options.slices, shape, options.engine, options.threads)
     report(figures)
     save(options.json, figures)
 

@@ -1,6 +1,6 @@
 """`kesm ingest` beside the plain cost of its decoder and its codec, for the formats that slices come in.
 
-    python benchmarks/ingest.py [--slices 4] [--threads N] [--folder DIR] [--json FILE]
+    python benchmarks/ingest.py [--slices 4] [--threads N] [--folder DIR] [--quick] [--json FILE]
 
 Slices are 8026 x 17480 with the real tile's texture, a file each, of one format after the other. `kesm ingest` is a
 fresh process on as many CPUs as it has threads; what it also takes for one slice of 64 x 64 (Python's start, imports,
@@ -15,6 +15,7 @@ ratio as `time / plain`, of CPU time, which is less at the mercy of what else th
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -31,7 +32,7 @@ from command import call, kesm
 from numpy.typing import NDArray
 from record import parse, save, show
 from specimen import volume_bytes, warm_cache, work_folder
-from texture import KESM_SLICE, slice_pair, tile_pair
+from texture import SHAPE, slice_pair, tile_pair
 
 from pipeline.geometry import Box, Grid
 from pipeline.shard import ShardCodec
@@ -41,9 +42,7 @@ from pipeline.store import CHUNK, CODEC, SHARD
 Plane = NDArray[Any]
 Spent = dict[str, float]
 
-VOXELS = KESM_SLICE[0] * KESM_SLICE[1]
 SMALL = (64, 64)
-REPEATS = 3
 # PNG at zlib's fastest level, as cameras' software has it; TIFF with the predictor that goes with its compression.
 FORMATS: dict[str, tuple[str, Callable[[Path, Plane], object]]] = {
     "PNG": ("png", lambda path, plane: path.write_bytes(imagecodecs.png_encode(plane, level=1))),
@@ -52,7 +51,9 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Plane], object]]] = {
     "TIFF, zstd": ("tif", lambda path, plane: tifffile.imwrite(path, plane, compression="zstd", predictor=True)),
 }
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--slices", {"type": int, "default": 4, "help": "slices of the stack"}),
+    ("--slices", {"type": int, "default": 4, "quick": 2, "help": "slices of the stack"}),
+    SHAPE,
+    ("--repeats", {"type": int, "default": 3, "quick": 1, "help": "of which the best is reported"}),
     ("--threads", {"type": int, "default": os.cpu_count(), "help": "threads of both"}),
     ("--folder", {"type": Path, "help": "where files and volumes are made; needs 0.8 GB a slice"}),
     ("--plain", {"type": Path, "metavar": "STACK", "help": "only print the plain cost of a stack, as the child does"}),
@@ -125,21 +126,22 @@ def encode_shards(plane: Plane) -> int:
     return sum(len(data) for shard in encoded if shard is not None for data in shard[0])
 
 
-def measure(folder: Path, slices: int, threads: int) -> dict[str, Any]:
+def measure(folder: Path, slices: int, shape: tuple[int, int], threads: int, repeats: int) -> dict[str, Any]:
     """Write the files, run all of it, and return rows and the seconds they are from."""
     small = write_stacks(folder / "small", 1, SMALL, 1)["TIFF"]
-    stacks = write_stacks(folder / "stacks", slices, KESM_SLICE, threads)
+    stacks = write_stacks(folder / "stacks", slices, shape, threads)
     warm_cache(folder)
     volume = folder / "volume.zarr"
     time_ingest(small, volume, threads)  # compiles the kernels
     starts: list[Spent] = []
     times: dict[str, list[Spent]] = {name: [] for name in FORMATS}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         starts.append(time_ingest(small, volume, threads))
         for name, stack in stacks.items():
             plain = call(sys.executable, __file__, "--plain", stack, "--threads", threads, cpus=threads).document
             times[name].append({**time_ingest(stack, volume, threads), **plain})
-    rows = [row(name, stacks[name], best_of(starts), best_of(times[name])) for name in FORMATS]
+    voxels = slices * math.prod(shape)
+    rows = [row(name, stacks[name], voxels, best_of(starts), best_of(times[name])) for name in FORMATS]
     return {
         "texture": tile_pair()[2], "slices": slices, "threads": threads,
         "rows": rows, "starts": starts, "seconds": times,
@@ -151,13 +153,13 @@ def best_of(tries: Sequence[Spent]) -> Spent:
     return {what: min(one[what] for one in tries) for what in tries[0]}
 
 
-def row(name: str, stack: Path, start: Spent, spent: Spent) -> dict[str, Any]:
+def row(name: str, stack: Path, voxels: int, start: Spent, spent: Spent) -> dict[str, Any]:
     """Figures of one format; `start` is what `kesm ingest` takes for next to nothing."""
-    files = list(stack.iterdir())
     job, job_cpu = (spent[what] - start[what] for what in ("process", "process CPU"))
-    speed = {what: len(files) * VOXELS / seconds / 1e6 for what, seconds in {**spent, "job": job}.items()}
+    elapsed = {"job": job, **{what: spent[what] for what in ("process", "plain", "decode", "compress")}}
+    speed = {what: voxels / seconds / 1e6 for what, seconds in elapsed.items()}
     return {
-        "format": name, "files MB": sum(file.stat().st_size for file in files) / 1e6,
+        "format": name, "files MB": sum(file.stat().st_size for file in stack.iterdir()) / 1e6,
         "kesm ingest": speed["job"], "the whole process": speed["process"], "plain cost": speed["plain"],
         "time / plain": job / spent["plain"], "CPU / plain": job_cpu / spent["plain CPU"],
         "decode only": speed["decode"], "compress only": speed["compress"],
@@ -169,13 +171,14 @@ def main() -> None:
     if options.plain:
         print(json.dumps(plain_cost(options.plain, options.threads)))
         return
-    needed = volume_bytes(options.slices) + len(FORMATS) * options.slices * VOXELS
+    shape = tuple(options.shape)
+    needed = volume_bytes(options.slices, shape=shape) + len(FORMATS) * options.slices * math.prod(shape)
     with work_folder(options.folder, needed) as folder:
-        figures = measure(folder, options.slices, options.threads)
+        figures = measure(folder, options.slices, shape, options.threads, options.repeats)
     show(figures["rows"])
     print(
         f"\n{figures['texture']}; Mvoxel/s of {options.slices} slices with {options.threads} threads, "
-        f"the best of {REPEATS}"
+        f"the best of {options.repeats}"
     )
     save(options.json, figures)
 

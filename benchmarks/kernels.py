@@ -1,6 +1,6 @@
 """Each kernel on one 512x512 tile of the real texture, beside the libraries that do the same, on one core.
 
-    python benchmarks/kernels.py [--json FILE]
+    python benchmarks/kernels.py [--seconds 1] [--quick] [--json FILE]
 
 Results are compared before anything is timed, and must be equal: everywhere, or inside where a peer treats the edges of
 its image in another way (OpenCV repeats them, rank filters cut the window, and a tile alone lacks its neighbours). Ours
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -25,14 +26,19 @@ from skimage.filters import rank, threshold_otsu
 from sklearn.metrics import confusion_matrix
 from texture import TILE, slice_pair, tile_pair
 
+from pipeline.denoise import denoiser
 from pipeline.histogram import binarize, counts_above, joint_histogram, level_counts, otsu_level, otsu_levels
 from pipeline.median import median_tile
+from pipeline.recipe import Recipe
 from pipeline.tile import TileRule, segment_tiles
 
 Array = NDArray[Any]
 Size = tuple[int, int, int]
 
-SECONDS = 1.0  # that the slower of two may take
+SECONDS: tuple[str, dict[str, Any]] = (
+    "--seconds",
+    {"type": float, "default": 1.0, "quick": 1e-9, "help": "that each of ours may take, together with its peer"},
+)
 PLANES = 5  # that SciPy filters at once in three dimensions
 START = (TILE // 2, TILE // 2)  # of the tile in its plane
 PLACE = np.s_[TILE // 2 : TILE // 2 + TILE, TILE // 2 : TILE // 2 + TILE]
@@ -68,10 +74,10 @@ class Duel:
         if not np.array_equal(ours, theirs):
             sys.exit(f"{self.what}: ours and {self.peer} differ")
 
-    def row(self, dtype: str) -> dict[str, Any]:
+    def row(self, dtype: str, seconds: float) -> dict[str, Any]:
         """Compare and time the two."""
         self.check()
-        ours, theirs = time_both(self.ours, self.theirs)
+        ours, theirs = time_both(self.ours, self.theirs, seconds)
         theirs /= self.planes
         return {
             "what": self.what, "dtype": dtype, "ours ms": ours * 1e3, "peer": self.peer, "peer ms": theirs * 1e3,
@@ -80,10 +86,10 @@ class Duel:
         }  # fmt: skip
 
 
-def time_both(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
-    """Best seconds of each; they take turns, so that what else the machine does meets both."""
+def time_both(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float) -> tuple[float, float]:
+    """Best seconds of each in so many of both; they take turns, so that what else the machine does meets both."""
     best, spent = [float("inf")] * 2, 0.0
-    while spent < SECONDS:
+    while spent < seconds:
         for side, (function, repeats) in enumerate(((ours, 20), (theirs, 1))):
             for _ in range(repeats):
                 start = time.perf_counter()
@@ -117,22 +123,22 @@ def median_duels(stack: Array) -> Iterator[Duel]:
         return out
 
     def in_space() -> Array:
-        spatial: Array = ndimage.median_filter(alone, 3)
-        return spatial[PLANES // 2]
+        middle: Array = ndimage.median_filter(alone, 3)[PLANES // 2]
+        return middle
 
     bound = AT_LEAST if stack.dtype == np.uint8 else {}
     for side in (3, 5):
         size, footprint = (1, side, side), np.ones((side, side), np.uint8)
         peers: dict[str, Callable[[], Any]] = {
-            "SciPy": lambda side=side: ndimage.median_filter(tile, side),
-            "OpenCV": lambda side=side: cv2.medianBlur(tile, side),
+            "SciPy": partial(ndimage.median_filter, tile, side),
+            "OpenCV": partial(cv2.medianBlur, tile, side),
         }
         if stack.dtype == np.uint8:
-            peers["scikit-image"] = lambda footprint=footprint: rank.median(tile, footprint)
+            peers["scikit-image"] = partial(rank.median, tile, footprint)
         for peer, theirs in peers.items():
             at_least = bound.get(size, "") if peer == "SciPy" else ""
             name = f"median {side}x{side}"
-            yield Duel(name, peer, lambda size=size: ours(size), theirs, side // 2, at_least=at_least)
+            yield Duel(name, peer, partial(ours, size), theirs, side // 2, at_least=at_least)
     yield Duel("median 3x3, a plane of one tile", "SciPy", whole, lambda: ndimage.median_filter(tile, 3))
     size = (3, 3, 3)
     yield Duel("median 3x3x3", "SciPy", lambda: ours(size), in_space, 1, PLANES, bound.get(size, ""))
@@ -193,10 +199,11 @@ def whole_tile() -> Duel:
     """All that is done for one tile, beside SciPy, scikit-image and scikit-learn, which are called as published."""
     image, truth, _ = tile_pair()
     mask = np.empty(image.shape, np.uint8)
-    rule = TileRule(TILE, (1, 3, 3), True, otsu_levels, (0, 255))
+    rule = TileRule(side=TILE, denoise=denoiser(Recipe()), levels=otsu_levels, bins=(0, 255))
 
     def ours() -> Array:
-        return segment_tiles(image[None], (0, 0), truth, mask, rule).counts[0, 0]
+        counts: Array = segment_tiles(image[None], (0, 0), truth, mask, rule).counts[0, 0]
+        return counts
 
     def theirs() -> Array:
         matrix: Array = segment_as_published(image, truth)[0]
@@ -205,7 +212,7 @@ def whole_tile() -> Duel:
     return Duel("the whole tile", "as published", ours, theirs)
 
 
-def measure() -> list[dict[str, Any]]:
+def measure(seconds: float) -> list[dict[str, Any]]:
     """Rows of all kernels in both dtypes, and of the whole tile."""
     rows = []
     truth = slice_pair((2 * TILE, 2 * TILE), PLANES // 2)[1][PLACE]
@@ -213,14 +220,14 @@ def measure() -> list[dict[str, Any]]:
         stack = planes_of(dtype)
         filtered = np.empty((TILE, TILE), dtype)
         median_tile(stack[PLANES // 2 :][:1], START, (1, 3, 3), True, filtered)
-        rows += [duel.row(dtype) for duel in (*median_duels(stack), *table_duels(filtered, truth))]
-    return [*rows, whole_tile().row("uint8")]
+        rows += [duel.row(dtype, seconds) for duel in (*median_duels(stack), *table_duels(filtered, truth))]
+    return [*rows, whole_tile().row("uint8", seconds)]
 
 
 def main() -> None:
-    options = parse(__doc__)
+    options = parse(__doc__, SECONDS)
     cv2.setNumThreads(1)
-    rows = measure()
+    rows = measure(options.seconds)
     show(rows)
     save(options.json, {"opencv": cv2.__version__, "texture": tile_pair()[2], "rows": rows})
 

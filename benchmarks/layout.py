@@ -1,6 +1,6 @@
 """Which chunk, shard and codec: the choice of the on-disk format.
 
-    python benchmarks/layout.py [--json FILE]
+    python benchmarks/layout.py [--quick] [--json FILE]
 
 For each layout, one full slice (8026 x 17480, real texture) of image, truth and mask is written and read with one
 thread, into a buffer that is used again: `ours` as `kesm` does it, shards staged and renamed, digests included; what
@@ -29,7 +29,7 @@ import zarr.buffer.cpu
 import zarrs  # noqa: F401  (registers its codec pipeline)
 from numpy.typing import NDArray
 from record import parse, save, show
-from texture import TILE, slice_pair, tile_pair
+from texture import SHAPE, TILE, slice_pair, tile_pair
 from zarr.codecs import BloscCodec, ZstdCodec
 
 from pipeline.geometry import Box
@@ -52,8 +52,11 @@ ZARRS_PIPELINE = "zarrs.ZarrsCodecPipeline"
 ONE_CODEC_THREAD = {"RAYON_NUM_THREADS": "1"}
 ZARR = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 REAL_LEVEL = 79  # of Otsu on the real tile; decides only how much of the mask is vessel
-REPEATS = 3
-TILES = 40
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    SHAPE,
+    ("--repeats", {"type": int, "default": 3, "quick": 1, "help": "rounds, of which the best is reported"}),
+    ("--tiles", {"type": int, "default": 40, "quick": 1, "help": "tiles that are fetched"}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,37 +109,37 @@ def measure_plane(folder: Path, plane: Plane, layout: Layout, buffer: Plane) -> 
     return write_s * 1e9 / plane.size, read_s * 1e9 / plane.size, plane.size / stored
 
 
-def measure_tiles(path: Path) -> float:
-    """Milliseconds to fetch one tile at random, with zarr's own pipeline."""
+def measure_tiles(path: Path, tiles: int) -> float:
+    """Milliseconds to fetch one of so many tiles at random, with zarr's own pipeline."""
     with zarr.config.set({"codec_pipeline.path": ZARR}):
         array = zarr.open_array(path, mode="r")
     rng = np.random.default_rng(0)
-    corners = [[TILE * int(rng.integers(length // TILE)) for length in array.shape[1:]] for _ in range(TILES)]
+    corners = [[TILE * int(rng.integers(length // TILE)) for length in array.shape[1:]] for _ in range(tiles)]
     start = time.perf_counter()
     for y, x in corners:
         array[0:1, y : y + TILE, x : x + TILE]
-    return (time.perf_counter() - start) * 1e3 / TILES
+    return (time.perf_counter() - start) * 1e3 / tiles
 
 
-def measure(folder: Path, planes: dict[str, Plane], layout: Layout, buffer: Plane) -> dict[str, float]:
+def measure(folder: Path, planes: dict[str, Plane], layout: Layout, buffer: Plane, tiles: int) -> dict[str, float]:
     """Figures of one layout, once; planes are an image, a truth and a mask."""
-    figures = {}
+    figures: dict[str, float] = {}
     for name, plane in planes.items():
         write, read, ratio = measure_plane(folder, plane, layout, buffer)
         figures |= {f"write {name}": write, f"read {name}": read, f"{name} ratio": ratio}
         if name == "image":
-            figures["tile ms"] = measure_tiles(folder / "array")
+            figures["tile ms"] = measure_tiles(folder / "array", tiles)
     return figures
 
 
-def measure_all(folder: Path) -> list[dict[str, Any]]:
+def measure_all(folder: Path, shape: tuple[int, int], repeats: int, tiles: int) -> list[dict[str, Any]]:
     """Rows of all layouts, of which each figure is the best of some rounds; ratios are the same in each."""
-    image, truth = slice_pair()
+    image, truth = slice_pair(shape)
     mask = np.empty_like(image)
     median_tile(image[None], (0, 0), (1, 3, 3), True, mask)
     planes = {"image": image, "truth": truth, "mask": (mask > REAL_LEVEL).astype(np.uint8) * np.uint8(255)}
     buffer = np.zeros((1, *image.shape), np.uint8)
-    rounds = [[measure(folder, planes, layout, buffer) for layout in LAYOUTS] for _ in range(REPEATS)]
+    rounds = [[measure(folder, planes, layout, buffer, tiles) for layout in LAYOUTS] for _ in range(repeats)]
     found = [{name: min(one[name] for one in tries) for name in tries[0]} for tries in zip(*rounds, strict=True)]
     return [
         {
@@ -152,12 +155,12 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    options = parse(__doc__)
+    options = parse(__doc__, *OPTIONS)
     os.environ |= ONE_CODEC_THREAD  # read when zarrs first codes something
     with tempfile.TemporaryDirectory(prefix="kesm-benchmark-") as folder:
-        rows = measure_all(Path(folder))
+        rows = measure_all(Path(folder), tuple(options.shape), options.repeats, options.tiles)
     show(rows)
-    print(f"\n{tile_pair()[2]}; one thread, the best of {REPEATS} rounds")
+    print(f"\n{tile_pair()[2]}; one thread, the best of {options.repeats} rounds")
     save(options.json, {"texture": tile_pair()[2], "rows": rows})
 
 

@@ -1,6 +1,6 @@
 """The peak of memory that `plan` states, beside the one that is measured.
 
-    python benchmarks/memory.py [--slices 4] [--threads 1 2] [--folder DIR] [--json FILE]
+    python benchmarks/memory.py [--slices 4] [--threads 1 2] [--folder DIR] [--quick] [--json FILE]
 
 Each row is a fresh process of `kesm run` on full-size slices, with just the memory that makes the plan choose that
 block: whole slices, half a slice in rows of shards, one row, and one shard, or what it chooses with that little. The
@@ -17,6 +17,7 @@ from typing import Any
 from command import kesm
 from record import parse, save, show
 from specimen import TRUTH, build_volume, volume_bytes, work_folder
+from texture import SHAPE
 
 from pipeline.geometry import Triple
 from pipeline.plan import PROCESS_BYTES, task_bytes
@@ -25,8 +26,9 @@ from pipeline.store import SHARD
 from pipeline.volume import Volume
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--slices", {"type": int, "default": 4, "help": "slices of the volume"}),
-    ("--threads", {"type": int, "nargs": "+", "default": [1, 2], "help": "numbers of threads to try"}),
+    ("--slices", {"type": int, "default": 4, "quick": 1, "help": "slices of the volume"}),
+    SHAPE,
+    ("--threads", {"type": int, "nargs": "+", "default": [1, 2], "quick": [1], "help": "numbers of threads to try"}),
     ("--folder", {"type": Path, "help": "where the temporary volume is made; needs 0.2 GB a slice"}),
 )
 
@@ -65,8 +67,9 @@ def main() -> None:
     options = parse(__doc__, *OPTIONS)
     if not Path("/proc/self/status").exists():
         sys.exit("the peak of a process is read from /proc, which this system does not have; measure it on Linux")
-    with work_folder(options.folder, volume_bytes(options.slices)) as folder:
-        volume = Volume(build_volume(folder / "full.zarr", options.slices))
+    shape = tuple(options.shape)
+    with work_folder(options.folder, volume_bytes(options.slices, shape=shape)) as folder:
+        volume = Volume(build_volume(folder / "full.zarr", options.slices, shape))
         rows = [row for threads in options.threads for row in measure(volume, threads)]
     show(rows)
     above = sum(row["measured / planned"] > 1 for row in rows)

@@ -1,6 +1,6 @@
 """The whole job, beside the obvious Dask pipeline and the published method, on the same slices in one run.
 
-    python benchmarks/peers.py [--slices 32] [--obvious-slices 1] [--folder DIR] [--json FILE]
+    python benchmarks/peers.py [--slices 32] [--obvious-slices 1] [--folder DIR] [--quick] [--json FILE]
 
 Slices are 8026 x 17480 with dense truth and the real tile's texture; all but a few are linked (`specimen.py`). `kesm
 run` does all of its work: reads image and truth, filters, thresholds, counts, writes mask, pyramid, tables and keys.
@@ -10,6 +10,8 @@ compiled, the page cache is warm, and the obvious pipeline runs between the runs
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import statistics
 import time
@@ -28,17 +30,21 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
 from specimen import DISTINCT, TRUTH, build_linked, compile_kernels, volume_bytes, warm_cache, work_folder
-from texture import KESM_SLICE, TILE, slice_pair, tile_pair
+from texture import SHAPE, TILE, slice_pair, tile_pair
 
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 
 VESSEL = 255
-PUBLISHED_TILES = 16
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--slices", {"type": int, "default": 32, "help": "slices of the volume, of which all but four are linked"}),
+    (
+        "--slices",
+        {"type": int, "default": 32, "quick": 2, "help": "slices of the volume, of which all but four are linked"},
+    ),
+    SHAPE,
     ("--obvious-slices", {"type": int, "default": 1, "help": "of these, how many the obvious pipeline gets"}),
-    ("--repeats", {"type": int, "default": 3, "help": "runs of kesm, of which the median is reported"}),
+    ("--published-tiles", {"type": int, "default": 16, "quick": 1, "help": "tiles that the published method gets"}),
+    ("--repeats", {"type": int, "default": 3, "quick": 1, "help": "runs of kesm, of which the median is reported"}),
     ("--threads", {"type": int, "default": os.cpu_count(), "help": "threads of kesm and of Dask"}),
     ("--folder", {"type": Path, "help": "where the temporary volume is made; needs 0.2 GB a slice"}),
 )
@@ -128,10 +134,12 @@ def compare(ours: Segmented, theirs: Segmented) -> Agreement:
     return Agreement(apart.size, int((apart > 0).sum()), float(apart.max()), counts)
 
 
-def measure(folder: Path, slices: int, obvious_slices: int, repeats: int, threads: int) -> dict[str, Any]:
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Build the volume and run the three methods; return rows and agreement."""
+    slices, shape, repeats, threads = options.slices, tuple(options.shape), options.repeats, options.threads
+    obvious_slices = min(options.obvious_slices, slices)
     compile_kernels(folder)
-    volume = build_linked(folder / "full.zarr", slices)
+    volume = build_linked(folder / "full.zarr", slices, shape)
     warm_cache(volume)
     words = [volume, "--truth", TRUTH, "--threads", threads]
     done = [kesm("run", *words, "--name", f"run{repeat}") for repeat in range((repeats + 1) // 2)]
@@ -139,15 +147,10 @@ def measure(folder: Path, slices: int, obvious_slices: int, repeats: int, thread
     done += [kesm("run", *words, "--name", f"run{repeat}") for repeat in range(len(done), repeats)]  # speed drifts
     runs = [(one.seconds, float(one.document["elapsed_s"])) for one in done]
     process_s, job_s = (statistics.median(column) for column in zip(*runs, strict=True))
-    published_s = time_published(PUBLISHED_TILES)
-    plane = KESM_SLICE[0] * KESM_SLICE[1]
+    tiles, plane = options.published_tiles, math.prod(shape)
+    published_s = time_published(tiles)
     measured = [
-        (
-            "published, tile by tile, no input or output",
-            f"{PUBLISHED_TILES} tiles",
-            PUBLISHED_TILES * TILE**2,
-            published_s,
-        ),
+        ("published, tile by tile, no input or output", f"{tiles} tiles", tiles * TILE**2, published_s),
         (
             "obvious: dask-image, map_blocks, to_zarr",
             f"{obvious_slices} of the slices",
@@ -177,9 +180,8 @@ def measure(folder: Path, slices: int, obvious_slices: int, repeats: int, thread
 
 def main() -> None:
     options = parse(__doc__, *OPTIONS)
-    obvious_slices = min(options.obvious_slices, options.slices)
-    with work_folder(options.folder, volume_bytes(options.repeats * options.slices, DISTINCT)) as folder:
-        figures = measure(folder, options.slices, obvious_slices, options.repeats, options.threads)
+    with work_folder(options.folder, volume_bytes(options.repeats * options.slices, DISTINCT, options.shape)) as folder:
+        figures = measure(folder, options)
     show(figures["rows"])
     found = Agreement(**figures["agreement"])
     print(

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,24 @@ PACKAGES = (
 
 
 def parse(description: str | None, *options: tuple[str, Mapping[str, Any]]) -> argparse.Namespace:
-    """Parse the command line of a benchmark: its own options, and ``--json``."""
+    """Parse the command line of a benchmark: its own options, ``--quick`` and ``--json``.
+
+    Parameters
+    ----------
+    description : str or None
+    options : tuple
+        Flag of each, and settings as of argparse; ``quick`` is its default with ``--quick``, where that is another one.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    quick = {}
     for flag, settings in options:
-        parser.add_argument(flag, **settings)
+        action = parser.add_argument(flag, **{key: value for key, value in settings.items() if key != "quick"})
+        if "quick" in settings:
+            quick[action.dest] = settings["quick"]
+    parser.add_argument("--quick", action="store_true", help="as small as it works: the figures mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**quick)
     return parser.parse_args()
 
 
@@ -66,8 +79,15 @@ def machine() -> dict[str, Any]:
     except FileNotFoundError:  # not Linux
         pass
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: _version(name) for name in PACKAGES}
     return {"cpu": model, "cpus": cpus, "python": platform.python_version(), "packages": versions}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # not every benchmark needs all of them
+        return "not installed"
 
 
 def _cell(value: object) -> str:

@@ -1,6 +1,6 @@
 """A full volume that is done: what `kesm run`, `plan` and `status` cost, and a run in which one slice is missing.
 
-python benchmarks/resume.py [--slices 799] [--folder DIR] [--json FILE]
+python benchmarks/resume.py [--slices 799] [--folder DIR] [--quick] [--json FILE]
 
 One full-size slice with its truth is made and run; its shards are linked, and its records copied, for all others.
 """
@@ -14,6 +14,7 @@ from typing import Any
 from command import kesm
 from record import parse, save, show
 from specimen import TRUTH, build_volume, link_slices, multiply, volume_bytes, work_folder
+from texture import SHAPE
 
 from pipeline.config import RunConfig
 from pipeline.runs import run
@@ -27,16 +28,15 @@ def copy_run(volume: Volume) -> None:
         link_slices(array, 1)
     tables = RunTables(volume, "otsu")
     compared = tables.truth(TRUTH)
-    every = (tables.threshold, tables.status, tables.mask_key, tables.shard_digest, tables.pyramid_key)
-    for table in (*every, compared.counts, compared.counts_key, compared.histogram):
+    for table in (*tables.all, *compared.all):
         row = table.read((slice(0, 1),))
         for z in range(1, table.shape[0]):
             table.write((slice(z, z + 1),), row)
 
 
-def measure(folder: Path, slices: int) -> list[dict[str, Any]]:
+def measure(folder: Path, slices: int, shape: tuple[int, int]) -> list[dict[str, Any]]:
     """Time the commands on a volume that is done, and a run after one of its slices was taken back."""
-    path = build_volume(folder / "brain.zarr", 1)
+    path = build_volume(folder / "brain.zarr", 1, shape)
     run(RunConfig(volume=path, truth=TRUTH))
     multiply(path, slices)
     copy_run(Volume(path))
@@ -58,10 +58,14 @@ def measure(folder: Path, slices: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     options = parse(
-        __doc__, ("--slices", {"type": int, "default": 799}), ("--folder", {"type": Path, "help": "where to work"})
+        __doc__,
+        ("--slices", {"type": int, "default": 799, "quick": 3, "help": "slices of the volume"}),
+        SHAPE,
+        ("--folder", {"type": Path, "help": "where to work"}),
     )
-    with work_folder(options.folder, volume_bytes(options.slices, distinct=2)) as folder:
-        rows = measure(folder, options.slices)
+    shape = tuple(options.shape)
+    with work_folder(options.folder, volume_bytes(options.slices, 2, shape)) as folder:
+        rows = measure(folder, options.slices, shape)
     show(rows)
     save(options.json, {"rows": rows})
 

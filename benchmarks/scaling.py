@@ -1,6 +1,6 @@
 """How speed grows with CPUs, and cost with slices and blocks; and what a cluster would need, from that.
 
-    python benchmarks/scaling.py [--slices 8 64] [--long 799] [--repeats 3] [--folder DIR] [--json FILE]
+    python benchmarks/scaling.py [--slices 8 64] [--long 799] [--repeats 3] [--folder DIR] [--quick] [--json FILE]
 
 Volumes are 8026 x 17480 with dense truth and the real tile's texture, most slices linked (`specimen.py`), in a warm
 page cache; kernels are compiled, each `kesm run` is a fresh process, and each figure is the median.
@@ -15,6 +15,7 @@ page cache; kernels are compiled, each `kesm run` is a fresh process, and each f
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -25,27 +26,39 @@ from typing import Any
 
 from command import Finished, engine_words, kesm
 from record import parse, save, show
-from scheduling import measure_scheduling
+from scheduling import ENGINES, measure_scheduling
 from specimen import DISTINCT, TRUTH, build_volume, compile_kernels, multiply, volume_bytes, warm_cache, work_folder
-from texture import KESM_SLICE, tile_pair
+from texture import SHAPE, tile_pair
 
-PLANE = KESM_SLICE[0] * KESM_SLICE[1]
+from pipeline.volume import Volume
+
 VOLUME_SLICES = 799
 VOLUMES, WORKERS = 10_000, 1_000
-CASES = [("threads", 1), ("threads", 2), ("local", 1), ("local", 2)]
+LEAST_S = 0.001  # seconds of a job are rounded to it
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--slices", {"type": int, "nargs": "+", "default": [8, 64], "help": "lengths of volumes"}),
+    ("--slices", {"type": int, "nargs": "+", "default": [8, 64], "quick": [1, 2], "help": "lengths of volumes"}),
     ("--long", {"type": int, "help": "one more length, such as 799, that is run once"}),
-    ("--speed-slices", {"type": int, "default": 64, "help": "slices of the volume for the speed-up"}),
-    ("--blocks", {"type": int, "nargs": "+", "default": [8, 80, 800, 8000], "help": "numbers of blocks to schedule"}),
-    ("--repeats", {"type": int, "default": 3, "help": "runs of each, of which the median is reported"}),
+    ("--speed-slices", {"type": int, "default": 64, "quick": 2, "help": "slices of the volume for the speed-up"}),
+    ("--threads-only", {"action": "store_true", "help": "leave out processes"}),
+    SHAPE,
+    (
+        "--blocks",
+        {
+            "type": int,
+            "nargs": "+",
+            "default": [8, 80, 800, 8000],
+            "quick": [2, 4],
+            "help": "numbers of blocks to schedule",
+        },
+    ),
+    ("--repeats", {"type": int, "default": 3, "quick": 1, "help": "runs of each, of which the median is reported"}),
     ("--folder", {"type": Path, "help": "where temporary volumes are made; needs 5 MB for each slice of each run"}),
 )
 
 
-def build_each(folder: Path, lengths: Sequence[int]) -> dict[int, Path]:
+def build_each(folder: Path, lengths: Sequence[int], shape: tuple[int, int]) -> dict[int, Path]:
     """Make volumes of these lengths, all linked to the same few slices."""
-    base = build_volume(folder / "base.zarr", min(DISTINCT, *lengths))
+    base = build_volume(folder / "base.zarr", min(DISTINCT, *lengths), shape)
     volumes = {slices: folder / f"{slices}.zarr" for slices in lengths}
     for slices, path in volumes.items():
         shutil.copytree(base, path, copy_function=os.link)  # whatever changes is replaced by rename
@@ -59,19 +72,20 @@ def run_fresh(path: Path, name: str, engine: str, tasks: int) -> Finished:
     return kesm("run", path, "--truth", TRUTH, "--name", name, *engine_words(engine, tasks), cpus=tasks)
 
 
-def measure_speedup(small: Path, path: Path, slices: int, repeats: int) -> list[dict[str, Any]]:
+def measure_speedup(small: Path, path: Path, engines: Sequence[str], repeats: int) -> list[dict[str, Any]]:
     """Rows of the engines; speed-ups are over one task on the same engine."""
+    cases = [(engine, tasks) for engine in engines for tasks in (1, 2)]
     starts: dict[tuple[str, int], list[float]] = defaultdict(list)
     jobs: dict[tuple[str, int], list[float]] = defaultdict(list)
     for repeat in range(repeats):
-        for case in CASES if repeat % 2 == 0 else CASES[::-1]:
+        for case in cases if repeat % 2 == 0 else cases[::-1]:
             for volume, seconds in (small, starts), (path, jobs):
                 finished = run_fresh(volume, f"{case[0]}{case[1]}-{repeat}", *case)
                 seconds[case].append(finished.document["elapsed_s"])
-    mvoxels = slices * PLANE / 1e6
-    start = {case: median(starts[case]) for case in CASES}
-    speed = {case: mvoxels / median(jobs[case]) for case in CASES}
-    started = {case: mvoxels / (median(jobs[case]) - start[case]) for case in CASES}
+    mvoxels = math.prod(Volume(path).shape) / 1e6
+    start = {case: median(starts[case]) for case in cases}
+    speed = {case: mvoxels / median(jobs[case]) for case in cases}
+    started = {case: mvoxels / max(median(jobs[case]) - start[case], LEAST_S) for case in cases}
     return [
         {
             "engine": engine, "tasks": tasks, "start s": start[engine, tasks],
@@ -82,7 +96,7 @@ def measure_speedup(small: Path, path: Path, slices: int, repeats: int) -> list[
             "started speed-up": started[engine, tasks] / started[engine, 1],
             "started of threads": started[engine, tasks] / started["threads", tasks],
         }
-        for engine, tasks in CASES
+        for engine, tasks in cases
     ]  # fmt: skip
 
 
@@ -96,8 +110,9 @@ def measure_cost(volumes: dict[int, Path], long: int | None, repeats: int) -> li
                 finished = run_fresh(path, f"cost-{repeat}", "threads", os.cpu_count() or 1)
                 jobs[slices].append(finished.document["elapsed_s"])
                 processes[slices].append(finished.seconds)
-    job = {slices: median(jobs[slices]) * 1e9 / (slices * PLANE) for slices in volumes}
-    process = {slices: median(processes[slices]) * 1e9 / (slices * PLANE) for slices in volumes}
+    voxels = {slices: math.prod(Volume(path).shape) for slices, path in volumes.items()}
+    job = {slices: median(jobs[slices]) * 1e9 / voxels[slices] for slices in volumes}
+    process = {slices: median(processes[slices]) * 1e9 / voxels[slices] for slices in volumes}
     first = next(iter(volumes))
     return [
         {
@@ -108,9 +123,9 @@ def measure_cost(volumes: dict[int, Path], long: int | None, repeats: int) -> li
     ]  # fmt: skip
 
 
-def extrapolate(speedup: list[dict[str, Any]], scheduling: list[dict[str, Any]]) -> dict[str, float]:
-    """What a large cluster would need for many volumes, if a block costs there what it costs here."""
-    block_s = PLANE / 1e6 / speedup[0]["once started"]
+def extrapolate(plane: int, speedup: list[dict[str, Any]], scheduling: list[dict[str, Any]]) -> dict[str, float]:
+    """What a large cluster would need for many volumes, if a block, a slice, costs there what it costs here."""
+    block_s = plane / 1e6 / speedup[0]["once started"]
     most = scheduling[-1]
     blocks_per_s = 1e3 / most["ms/block"]
     return {
@@ -131,16 +146,17 @@ def extrapolate(speedup: list[dict[str, Any]], scheduling: list[dict[str, Any]])
 
 def main() -> None:
     options = parse(__doc__, *OPTIONS)
+    shape, engines = tuple(options.shape), ["threads"] if options.threads_only else list(ENGINES)
     lengths = sorted({*options.slices, *([options.long] if options.long else [])})
     every = sorted({*lengths, options.speed_slices})
-    written = sum(every) + options.repeats * (sum(options.slices) + len(CASES) * options.speed_slices)
-    with work_folder(options.folder, volume_bytes(written, DISTINCT)) as folder:
+    written = sum(every) + options.repeats * (sum(options.slices) + 2 * len(engines) * options.speed_slices)
+    with work_folder(options.folder, volume_bytes(written, DISTINCT, shape)) as folder:
         small = compile_kernels(folder)
-        volumes = build_each(folder, every)
-        speedup = measure_speedup(small, volumes[options.speed_slices], options.speed_slices, options.repeats)
+        volumes = build_each(folder, every, shape)
+        speedup = measure_speedup(small, volumes[options.speed_slices], engines, options.repeats)
         cost = measure_cost({slices: volumes[slices] for slices in lengths}, options.long, options.repeats)
-        scheduling = measure_scheduling(small, options.blocks, options.repeats)
-    expected = extrapolate(speedup, scheduling)
+        scheduling = measure_scheduling(small, engines, options.blocks, options.repeats)
+    expected = extrapolate(math.prod(shape), speedup, scheduling)
     show(speedup)
     print(f"\n{tile_pair()[2]}, {options.speed_slices} slices\n")
     show(cost)

@@ -11,7 +11,8 @@ import statistics
 import time
 import tracemalloc
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ from pipeline.segment import Job
 from pipeline.tables import Grids
 
 REPEATED_BLOCKS = 1_000  # more take a minute, and differ little
-ENGINES: dict[str, Cluster] = {
-    "2 threads": ThreadsCluster(threads=2),
-    "2 processes": LocalCluster(workers=2, threads=1),
+ENGINES: dict[str, tuple[str, Cluster]] = {
+    "threads": ("2 threads", ThreadsCluster(threads=2)),
+    "local": ("2 processes", LocalCluster(workers=2, threads=1)),
 }
 
 
@@ -49,24 +50,27 @@ def replace_work() -> None:
     pipeline.execute.run_block = do_nothing  # type: ignore[attr-defined]  # imported there, not exported
 
 
-def measure_scheduling(volume: Path, counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Rows of both engines for these numbers of blocks; medians.
+def measure_scheduling(
+    volume: Path, engines: Sequence[str], counts: Sequence[int], repeats: int
+) -> list[dict[str, Any]]:
+    """Rows of the engines for these numbers of blocks; medians.
 
     Parameters
     ----------
     volume : Path
         Any volume: nothing of it is read or written.
+    engines : sequence of str
+        Keys of ``ENGINES``.
     counts : sequence of int
         Blocks, each a full-size slice.
     repeats : int
         Of up to a thousand blocks; more are computed once.
     """
-    replace_work()
     plans = [virtual_plan(volume, blocks) for blocks in counts]
     graphs = [measure_graph(plan) for plan in plans]
     rows = []
-    for name, cluster in ENGINES.items():
-        with start_engine(cluster, ignore) as engine:
+    for name, cluster in map(ENGINES.__getitem__, engines):
+        with _idle_blocks(), start_engine(cluster, ignore) as engine:
             if isinstance(cluster, LocalCluster):
                 distributed.default_client().run(replace_work)
             time_blocks(engine, plans[0])  # what is imported and connected on the first call only
@@ -78,6 +82,16 @@ def measure_scheduling(volume: Path, counts: Sequence[int], repeats: int) -> lis
                     {"engine": name, "blocks": blocks, "seconds": seconds, "ms/block": seconds * 1e3 / blocks, **each}
                 )
     return rows
+
+
+@contextmanager
+def _idle_blocks() -> Iterator[None]:
+    before = pipeline.execute.run_block  # type: ignore[attr-defined]
+    replace_work()
+    try:
+        yield
+    finally:
+        pipeline.execute.run_block = before  # type: ignore[attr-defined]
 
 
 def virtual_plan(volume: Path, blocks: int) -> Plan:

@@ -6,12 +6,13 @@ it fits on a small disk and is read from the page cache.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,14 +41,17 @@ def work_folder(parent: Path | None, needed_bytes: int) -> Iterator[Path]:
         sys.exit(
             f"{place}: {free / 1e9:.1f} GB are free, {needed_bytes / 1e9:.1f} GB are needed; choose another --folder"
         )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else Python ends without clearing up
-    with tempfile.TemporaryDirectory(prefix="kesm-benchmark-", dir=place) as folder:
-        yield Path(folder)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else Python ends without clearing up
+    try:
+        with tempfile.TemporaryDirectory(prefix="kesm-benchmark-", dir=place) as folder:
+            yield Path(folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def volume_bytes(slices: int, distinct: int | None = None) -> int:
+def volume_bytes(slices: int, distinct: int | None = None, shape: Sequence[int] = KESM_SLICE) -> int:
     """Bytes on disk that a volume of so many slices may take, of which all, or so many, are distinct."""
-    return int((distinct or slices) * KESM_SLICE[0] * KESM_SLICE[1] * BYTES_PER_VOXEL) + slices * LINKED_BYTES
+    return int((distinct or slices) * math.prod(shape) * BYTES_PER_VOXEL) + slices * LINKED_BYTES
 
 
 def build_volume(path: Path, slices: int, shape: tuple[int, int] = KESM_SLICE) -> Path:

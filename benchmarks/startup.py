@@ -1,6 +1,6 @@
 """How long one waits before work begins: `kesm --help`, the imports of a run, its kernels from cache and compiled.
 
-python benchmarks/startup.py [--json FILE]
+python benchmarks/startup.py [--repeats 5] [--no-compile] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -11,30 +11,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import Any
 
 from command import KESM
 from record import parse, save, show
 
-REPEATS = 5
-# The arrays are laid out as in a run, because Numba compiles for the layout too.
-CHILD = """
-import json, time
-begin = time.perf_counter()
-import numpy as np
-import pipeline.plan, pipeline.runs, pipeline.terminal
-from pipeline.recipe import HistogramThreshold
-from pipeline.pyramid import reduce_label, reduced_levels
-from pipeline.tile import TileRule, segment_tiles
-imported = time.perf_counter()
-plane = np.random.default_rng(0).integers(256, size=(1, 2048, 2048), dtype=np.uint8)
-truth, mask = plane[0, :1024, :1024] // 128 * np.uint8(255), np.empty((1024, 1024), np.uint8)
-rule = TileRule(512, (1, 3, 3), True, HistogramThreshold().levels, (0, 255))
-segment_tiles(plane, (512, 512), truth, mask, rule)
-list(reduced_levels(mask, reduce_label))
-print(json.dumps([imported - begin, time.perf_counter() - imported]))
-"""
+FIRST_TILE = Path(__file__).with_name("first_tile.py")
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--repeats", {"type": int, "default": 5, "quick": 1, "help": "of which the best is reported"}),
+    (
+        "--compile",
+        {
+            "action": BooleanOptionalAction, "default": True, "quick": False,
+            "help": "compile the kernels into a cache of their own, once; else they are those of this user",
+        },
+    ),
+)  # fmt: skip
 
 
 def time_help() -> float:
@@ -44,32 +38,31 @@ def time_help() -> float:
     return time.perf_counter() - start
 
 
-def time_run_path(cache: Path) -> tuple[float, float]:
+def time_run_path(cache: Path | None) -> tuple[float, float]:
     """Seconds for the imports of a run, and from then until its kernels have run once, in a fresh process."""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-c", CHILD], check=True, stdout=subprocess.PIPE, env=environment)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)} if cache else None
+    done = subprocess.run([sys.executable, FIRST_TILE], check=True, stdout=subprocess.PIPE, env=environment)
     imports, kernels = json.loads(done.stdout)
     return imports, kernels
 
 
-def measure() -> list[dict[str, Any]]:
-    """Time all of it; the best of five, except for compilation."""
+def measure(repeats: int, compiles: bool) -> list[dict[str, Any]]:
+    """Time all of it; the best of some, except for compilation."""
     with tempfile.TemporaryDirectory(prefix="kesm-benchmark-") as folder:
-        _, compiled = time_run_path(Path(folder))
-        imports, cached = (
-            min(column) for column in zip(*(time_run_path(Path(folder)) for _ in range(REPEATS)), strict=True)
-        )
-    return [
-        {"what": "kesm --help", "seconds": min(time_help() for _ in range(REPEATS)), "at most": "0.5"},
+        cache = Path(folder) if compiles else None
+        compiled = time_run_path(cache)[1] if compiles else None
+        imports, cached = (min(column) for column in zip(*(time_run_path(cache) for _ in range(repeats)), strict=True))
+    rows = [
+        {"what": "kesm --help", "seconds": min(time_help() for _ in range(repeats)), "at most": "0.5"},
         {"what": "imports of a run", "seconds": imports, "at most": ""},
         {"what": "kernels, from their cache", "seconds": cached, "at most": "0.3"},
-        {"what": "kernels, compiled", "seconds": compiled, "at most": ""},
     ]
+    return rows if compiled is None else [*rows, {"what": "kernels, compiled", "seconds": compiled, "at most": ""}]
 
 
 def main() -> None:
-    options = parse(__doc__)
-    rows = measure()
+    options = parse(__doc__, *OPTIONS)
+    rows = measure(options.repeats, options.compile)
     show(rows)
     save(options.json, {"rows": rows})
 

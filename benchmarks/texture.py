@@ -7,6 +7,7 @@ compression, thresholds and scores behave as on real data. Where the tile is not
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,15 @@ Plane = NDArray[np.uint8]
 TILE_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 TILE = 512
 KESM_SLICE = (8026, 17480)
+QUICK_SLICE = (1100, 2100)  # two shards, both cut off
+SHAPE: tuple[str, dict[str, Any]] = (
+    "--shape",
+    {
+        "type": int, "nargs": 2, "default": KESM_SLICE, "quick": QUICK_SLICE, "metavar": ("Y", "X"),
+        "help": "of a slice, in voxels",
+    },
+)  # fmt: skip
+"""The option of all benchmarks that make slices."""
 
 
 def tile_pair() -> tuple[Plane, Plane, str]:

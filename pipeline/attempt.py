@@ -87,6 +87,8 @@ class Attempt:
         """Keep what was found, for the record of the end."""
         found = summary.document()
         self._outcome = {key: found[key] for key in ("tiles", "counts", "scores", "elapsed_s")}
+        if found["excluded"] is not None:
+            self._outcome["excluded"] = found["excluded"]
 
     def _end(self, ending: str) -> None:
         end = {"ended": now(), "ending": ending, **self._outcome}

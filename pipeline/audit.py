@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED, TRUTH_VESSEL, counts_above, joint_histogram
 from pipeline.keys import counts_keys
+from pipeline.painting import Painting
+from pipeline.quality import Measure
 from pipeline.readback import Array, Checked, Finding, Flags, Kind, Part, Readback, RecordSlice, decoding
 from pipeline.recipe import LocalThreshold, Recipe
+from pipeline.repaint import Repaint, known_digests
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, SHARD, digest_bytes
 from pipeline.tables import RunTables, Status
+from pipeline.tile import count_vessels
 from pipeline.volume import Volume
 
 MASK_VALUES = (0, 255, 255)
@@ -36,17 +40,22 @@ class Run:
         self.resolves_levels = volume.dtype.itemsize == 1 and not self.recipe.drawn
         self.truths = [truth for truth in tables.truths() if truth in volume.labels()]
         compared = {truth: tables.truth(truth) for truth in self.truths}
+        self.painting = Painting.of(volume, tables)
+        painted = {}
+        if self.painting is not None and self.painting.truth in compared:
+            folder, of_label = f"truth/{self.painting.truth}", self.painting.tables
+            painted = {f"{folder}/confusion_key": of_label.key, f"{folder}/confusion_digest": of_label.digest}
+            _ = self.painting.label.levels  # opened now, as those of the mask are
         self.keys = {
             "status": tables.status,
             "mask_key": tables.mask_key,
             "shard_digest": tables.shard_digest,
             **{f"truth/{truth}/counts_key": of_truth.counts_key for truth, of_truth in compared.items()},
+            **painted,
         }
         self.arrays = {
             **self.keys,
-            "threshold": tables.threshold,
-            "signal": tables.signal,
-            "seam": tables.seam,
+            **tables.of_mask,
             **{f"truth/{truth}/counts": of_truth.counts for truth, of_truth in compared.items()},
             **{f"truth/{truth}/histogram": of_truth.histogram for truth, of_truth in compared.items()},
         }
@@ -62,7 +71,7 @@ class Run:
 
     def grid(self, name: str) -> Grid:
         """What the cells of a table stand for."""
-        return self.tables.grids.shards if name == "shard_digest" else self.tables.grids.tiles
+        return self.tables.grids.shards if name.endswith("_digest") else self.tables.grids.tiles
 
     def cells(self, name: str, block: Triple) -> tuple[slice, slice, slice]:
         """Cells of a block in a table."""
@@ -97,6 +106,7 @@ class RunSlice(Part):
         """Judge the tables by themselves, and decide which voxels are compared with them."""
         self._usable = {name: np.ones(values.shape[:2], np.bool_) for name, values in self._values.items()}
         self._done: Flags = np.zeros(self._values["status"].shape, np.bool_)
+        self._vessel = np.full(self._done.shape, -1, np.int64)  # of the masks that are as recorded
         digests = np.zeros_like(self._values["shard_digest"])
         for block in self._blocks:
             self._judge(block)
@@ -105,19 +115,30 @@ class RunSlice(Part):
         self._has_levels = self._judge_levels()
         known = {name: truth for name, truth in truths.items() if truth.known and name in self.source.truths}
         self._comparisons = [self._comparison(name, truth) for name, truth in known.items()]
+        self._repaint = self._open_painting(known)
 
     def read(self, part: Box, traced: Mapping[str, Array | None]) -> None:
         """Read a shard of the mask, and count its tiles."""
         mask = self.voxels.read(part, "mask")
+        if mask is not None and self.voxels.right[part.start[1] // SHARD[1], part.start[2] // SHARD[2]]:
+            rows, columns = self._grids.tiles.cover(part).slices[1:]
+            self._vessel[rows, columns] = count_vessels(mask[0], self._grids.tiles.step[1])
         for comparison in self._comparisons:
             truth = traced.get(comparison.name)
             if mask is not None and truth is not None:
                 self._count(comparison, part, mask, truth)
+        if self._repaint is not None:
+            self._read_painting(self._repaint, part, mask, traced.get(self._repaint.truth))
 
     def finish(self) -> None:
         """Compare the levels, and the tables with what was counted."""
         if self._has_levels:
             self.voxels.compare_levels()
+        if self._repaint is not None:
+            self._repaint.finish()
+            self.findings += self._repaint.findings
+        for block in self._blocks:
+            self._compare_vessels(block)
         for comparison in self._comparisons:
             for block in self._blocks:
                 self._compare(comparison, block)
@@ -125,7 +146,10 @@ class RunSlice(Part):
     def checked(self) -> Checked:
         """Shards, tiles that were counted, and bytes read."""
         tiles = sum(int(comparison.made.sum()) for comparison in self._comparisons)
-        return Checked(shards=self.voxels.shards, tiles=tiles, bytes=self.voxels.bytes)
+        read = [self.voxels] if self._repaint is None else [self.voxels, self._repaint.voxels]
+        return Checked(
+            shards=sum(label.shards for label in read), tiles=tiles, bytes=sum(label.bytes for label in read)
+        )
 
     def _judge(self, block: Triple) -> None:
         """Find what is damaged, missing or impossible in the tables of a block."""
@@ -146,6 +170,8 @@ class RunSlice(Part):
         nowhere = done & np.isnan(self._of("threshold", block)) & self.source.recipe.decides
         self._differ("threshold", block, nowhere, lambda _: "has no level")
         self._usable["threshold"][where] &= ~nowhere
+        unmeasured = done & ~np.isfinite(self._of("quality", block)[..., Measure.MEAN])
+        self._differ("quality", block, unmeasured, lambda _: "has no measures")
         undigested = (self._of("shard_digest", block) == ABSENT) & done.any()
         self._differ("shard_digest", block, undigested, lambda _: "has no digest")
 
@@ -156,11 +182,14 @@ class RunSlice(Part):
         if any(stored.values()):
             written.add("status")  # before all others
         if (self._of("status", block) == Status.DONE).any():
-            written |= {"mask_key", "shard_digest", "threshold", "signal", "seam"}
+            written |= {"mask_key", "shard_digest", *self.source.tables.of_mask}
         for truth in self.source.truths:
             counts, histogram, key = (f"truth/{truth}/{name}" for name in ("counts", "histogram", "counts_key"))
             if stored[counts] or stored[histogram] or self._of(key, block).any():
                 written |= {counts, histogram, key}
+            key, digest = (f"truth/{truth}/confusion_{name}" for name in ("key", "digest"))
+            if key in self.source.keys and (stored[digest] or self._of(key, block).any()):
+                written |= {key, digest}
         wrong = {name: "is missing" for name in self.source.arrays if name in written and not stored[name]}
         for name in self._damaged:
             table = self.source.arrays[name]
@@ -209,6 +238,34 @@ class RunSlice(Part):
         made = wanted.copy() if absent else np.zeros_like(wanted)
         return _Comparison(name, truth, wanted, made, np.zeros((*wanted.shape, 4), np.int64))
 
+    def _open_painting(self, truths: Mapping[str, RecordSlice]) -> Repaint | None:
+        """Return what shows the confusion, and decide which of its tiles are compared with mask and truth."""
+        painting = self.source.painting
+        if painting is None or painting.truth not in self.source.truths:
+            return None
+        masks, recorded = self._values["mask_key"], self._values[f"truth/{painting.truth}/confusion_key"]
+        truth, tiles = truths.get(painting.truth), self._grids.tiles.cover(self._region)
+        self._painted_of, wanted = truth, np.zeros_like(self._done)
+        if truth is not None:
+            keys = counts_keys(masks[None], truth.digests[None], self._grids, tiles)[0]
+            wanted = self._done & (keys == recorded) & (masks != ABSENT)
+        counts = self._values[f"truth/{painting.truth}/counts"]
+        missed = None if self.source.recipe.valid is None else counts[..., 2]
+        return Repaint(painting, self.source.name, self._z, known_digests(painting, self._z), wanted, missed)
+
+    def _read_painting(self, repaint: Repaint, part: Box, mask: Array | None, truth: Array | None) -> None:
+        """Read a shard of what shows the confusion; where nobody annotated the slice, nothing is to be shown."""
+        shard, of_truth = (part.start[1] // SHARD[1], part.start[2] // SHARD[2]), self._painted_of
+        if of_truth is None:
+            truth = None
+        elif not of_truth.digests.any():
+            truth = scratch.array("no truth", part.shape, np.uint8)
+            truth[...] = TRUTH_UNLABELLED
+        elif not of_truth.voxels.right[shard]:
+            truth = None
+        known = mask[0] if mask is not None and self.voxels.right[shard] else None
+        repaint.read(part, known, None if truth is None else truth[0])
+
     def _count(self, comparison: _Comparison, part: Box, mask: Array, truth: Array) -> None:
         """Count the tiles of a shard whose mask and truth are as recorded."""
         joint = scratch.array("joint", (3, 256), np.uint32)
@@ -220,6 +277,15 @@ class RunSlice(Part):
                 joint_histogram(mask[local][0], truth[local][0], joint)
                 comparison.counts[tile[1:]] = counts_above(joint, 0)
                 comparison.made[tile[1:]] = True
+
+    def _compare_vessels(self, block: Triple) -> None:
+        """Compare how much is vessel with the masks of the tiles that are done, as far as these are as recorded."""
+        where = self._cells("status", block)
+        recorded, counted = self._of("vessel", block), self._vessel[where]
+        wrong = self._done[where] & (counted >= 0) & (recorded != counted)
+        self._differ(
+            "vessel", block, wrong, lambda tile: f"has {recorded[tile]} where the mask has {counted[tile]} voxels"
+        )
 
     def _compare(self, comparison: _Comparison, block: Triple) -> None:
         """Compare the tables of a block with the counts that were made again."""

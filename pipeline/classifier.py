@@ -43,8 +43,6 @@ TRUSTED_TYPES = (
 """What models hold that not every skops since 0.13 trusts by itself: numbers, and trees, which are checked before any
 of their nodes is followed. A file with anything else is not loaded."""
 
-SAMPLES_PER_TILE = 2000
-
 _BACKGROUND, _VESSEL = 0, 255  # as truths are stored; anything else is not annotated
 _FORMAT, _VERSION = "kesm-classifier", 1
 _PART = 512  # side in voxels of what is classified at once: its features take 17 MB
@@ -228,22 +226,6 @@ class Classifier:
         return hashlib.sha256(data).hexdigest()
 
 
-def fit(
-    planes: Sequence[Plane],
-    truths: Sequence[NDArray[np.uint8]],
-    kind: Kind = "forest",
-    seed: int = 0,
-    samples_per_tile: int = SAMPLES_PER_TILE,
-    scales: Sequence[float] = SCALES,
-) -> Classifier:
-    """Train a classifier on some annotated tiles; see `draw_samples` for them, and `fit_samples`."""
-    drawn = [
-        draw_samples(plane, truth, samples_per_tile, np.random.default_rng((seed, number)), scales)
-        for number, (plane, truth) in enumerate(zip(planes, truths, strict=True))
-    ]
-    return fit_samples(Samples.joined(drawn), kind, seed, scales)
-
-
 def fit_samples(
     samples: Samples, kind: Kind = "forest", seed: int = 0, scales: Sequence[float] = SCALES, threads: int = 1
 ) -> Classifier:
@@ -277,7 +259,8 @@ def fit_samples(
 
 def image_of(recipe: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """What decides the grey levels that a classifier sees: the image's type, and some of a recipe's document."""
-    return {"dtype": dtype} | {key: recipe.get(key) for key in IMAGE_STAGES}
+    tile = ("tile",) if "clahe" in (recipe.get("correct") or ()) else ()  # which then are its regions
+    return {"dtype": dtype} | {key: recipe.get(key) for key in (*IMAGE_STAGES, *tile)}
 
 
 def file_digest(path: Path) -> str:

@@ -12,13 +12,18 @@ from pipeline.commands.answer import EXIT_INPUT, Terminated, say
 from pipeline.commands.clean import clean
 from pipeline.commands.compare import compare
 from pipeline.commands.demo import demo
+from pipeline.commands.export import export
+from pipeline.commands.figure import figure
 from pipeline.commands.ingest import ingest
+from pipeline.commands.report import report
 from pipeline.commands.run import plan, run
 from pipeline.commands.status import status
 from pipeline.commands.sync import sync
+from pipeline.commands.tables import tables
 from pipeline.commands.train import train
 from pipeline.commands.validate import validate
 from pipeline.commands.verify import verify
+from pipeline.commands.view import view
 
 app = typer.Typer(
     help="Segment, validate and store Knife-Edge Scanning Microscopy volumes: exact, in one pass, in bounded memory.",
@@ -31,7 +36,24 @@ app = typer.Typer(
 # What typer raises for an unknown option or command: click's own class, or that of its copy inside newer versions.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-for command in (demo, ingest, run, plan, compare, train, sync, status, clean, verify, validate):
+for command in (
+    demo,
+    ingest,
+    run,
+    plan,
+    compare,
+    train,
+    sync,
+    status,
+    clean,
+    verify,
+    validate,
+    figure,
+    report,
+    view,
+    export,
+    tables,
+):
     app.command()(command)
 
 

@@ -1,17 +1,15 @@
 """Which way to find vessels suits a volume, from the joint tables of its tiles alone: no voxel is looked at twice.
 
 Slices are what is resampled and held out: the tiles of one share its stain and its expert, and are not independent.
-Measured on one core of an EPYC (Zen 4), of 8 slices of 560 tiles: counts 2 ms a candidate, ceilings 25; to rank 21
-candidates 30.
+Measured on one core of an EPYC (Zen 4), of 8 slices of 560 tiles: counts 2 ms a candidate; to rank 21 candidates 60.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +20,23 @@ from pipeline.errors import ConfigError, ShapeMismatchError
 from pipeline.histogram import BACKGROUND, VESSEL, counts_above_levels
 
 Scope = Literal["tile", "slice", "volume"]
-Way = Literal["tile", "slice", "volume", "recipe"]
+Way = Literal["tile", "slice", "volume", "smooth", "voxel", "recipe"]
 Metric = Literal["mcc", "f1"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 Floats = NDArray[np.float64]
 LevelsOf = Callable[[str, NDArray[Any]], Floats]
 """Levels, ``(n,)``, by the method of that name, of joint tables, ``(n, 3, levels)``; NaN is an empty mask."""
 
 LEAST_SLICES = 5  # annotated, for an interval: of fewer it is wrong a quarter of the time
+NAMED = 4  # candidates in a sentence about equals
 _POOLED_AXES: dict[Scope, tuple[int, ...]] = {"tile": (), "slice": (1, 2), "volume": (0, 1, 2)}
-_CHUNK_TILES = 64  # their counts at all levels take 0.5 MiB, and stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One way to find vessels: names of the threshold method, of what shares one level, and of the filter before.
 
-    With the scope ``recipe`` it is a run of more stages, and the method is its name.
+    With the scope ``recipe`` it is a run of a configuration, and the method is its name.
     """
 
     method: str
@@ -53,10 +52,11 @@ SliceCounts = Mapping[Candidate, NDArray[np.int64]]
 
 
 class Ceiling(NamedTuple):
-    """The best level, -1 for a mask of everything, and its score."""
+    """The best level, -1 for a mask of everything, and its scores."""
 
     level: float
     mcc: float
+    f1: float
 
 
 class Interval(NamedTuple):
@@ -76,6 +76,8 @@ class Place:
     """Of the counts, which are summed over all slices."""
     interval: Interval | None
     """Of the score that ranks."""
+    intervals: Mapping[Metric, Interval]
+    """Of both."""
     behind: float
     """Score of the best candidate less this one's."""
     behind_interval: Interval | None
@@ -93,6 +95,15 @@ class Ranking:
     metric: Metric
     slices: int
     places: tuple[Place, ...]
+
+    @property
+    def leaders(self) -> tuple[Place, ...]:
+        """The best, and all that score the same."""
+        return tuple(place for place in self.places if place.behind == 0)
+
+    def number(self, place: Place) -> int:
+        """Place from 1; equals share one."""
+        return 1 + sum(other.behind < place.behind for other in self.places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,47 +147,21 @@ def slice_counts(tables: NDArray[Any], levels: Floats) -> NDArray[np.int64]:
     return counts
 
 
-def candidate_counts(
-    tables: NDArray[Any], methods: Iterable[str], scopes: Iterable[Scope], denoise: str, levels_of: LevelsOf
-) -> dict[Candidate, NDArray[np.int64]]:
-    """Judge all methods in all scopes on the tables of one filter; `SliceCounts`, which ``|`` joins with another's."""
-    return {
-        Candidate(method, scope, denoise): slice_counts(tables, scope_levels(tables, method, scope, levels_of))
-        for method, scope in product(methods, scopes)
-    }
-
-
-def ceiling(table: NDArray[Any]) -> Ceiling | None:
-    """Find the first level of a joint table, ``(3, levels)``, with the highest MCC, exactly; None without truth."""
+def ceiling(table: NDArray[Any], metric: Metric = "mcc") -> Ceiling | None:
+    """Find the first level of a joint table, ``(3, levels)``, with the highest score, exactly; None without truth."""
     counts = _counts_at_levels(table)
     if not counts.any():
         return None
-    found = np.array([scores(Counts(*row)).mcc for row in counts.tolist()], np.float64)
-    best = int(found.argmax())
-    return Ceiling(best - 1.0, float(found[best]))
+    totals = [Counts(*row) for row in counts.tolist()]
+    best = int(np.argmax([_score(total, metric) for total in totals]))
+    return Ceiling(best - 1.0, _score(totals[best], "mcc"), _score(totals[best], "f1"))
 
 
-def tile_ceilings(tables: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Best level of each of many joint tables, ``(..., 3, levels)``, and its MCC within 1e-14; both NaN without truth.
-
-    These levels are not the best for the volume: the MCC of summed counts is no mean of the tiles' own.
-    """
-    flat = tables.reshape(-1, *tables.shape[-2:])
-    levels, mccs = np.full((2, len(flat)), np.nan)
-    for start in range(0, len(flat), _CHUNK_TILES):
-        part = slice(start, start + _CHUNK_TILES)
-        found = _float_scores(_counts_at_levels(flat[part]).astype(np.float64), "mcc")
-        best = found.argmax(axis=1)
-        mccs[part] = found[np.arange(len(best)), best]
-        levels[part] = np.where(np.isnan(mccs[part]), np.nan, best - 1.0)
-    return levels.reshape(tables.shape[:-2]), mccs.reshape(tables.shape[:-2])
-
-
-def _counts_at_levels(tables: NDArray[Any]) -> NDArray[np.int64]:
-    """Counts at each level of tables, ``(..., 1 + levels, 4)``; the first are of a mask of everything, level -1."""
-    below = np.zeros((*tables.shape[:-2], 2, 1 + tables.shape[-1]), np.int64)
-    np.cumsum(tables[..., [VESSEL, BACKGROUND], :], axis=-1, out=below[..., 1:])
-    return np.moveaxis(np.concatenate([below[..., -1:] - below, below], axis=-2), -2, -1)
+def _counts_at_levels(table: NDArray[Any]) -> NDArray[np.int64]:
+    """Counts at each level of a table, ``(1 + levels, 4)``; the first are of a mask of everything, level -1."""
+    below = np.zeros((2, 1 + table.shape[-1]), np.int64)
+    np.cumsum(table[[VESSEL, BACKGROUND]], axis=-1, out=below[:, 1:])
+    return np.concatenate([below[:, -1:] - below, below]).T
 
 
 def roc_auc(table: NDArray[Any]) -> float | None:
@@ -234,10 +219,18 @@ def rank(counts: SliceCounts, metric: Metric = "mcc", resamples: int = 9999, see
     found = {candidate: _score(total, metric) for candidate, total in totals.items()}
     order = sorted(annotated, key=lambda candidate: -found[candidate])
     stacked = np.stack([annotated[candidate] for candidate in order])
-    intervals = _intervals(stacked, metric, resamples, seed)
+    intervals = {each: _intervals(stacked, each, resamples, seed) for each in METRICS}
     places = tuple(
-        Place(candidate, totals[candidate], scores(totals[candidate]), own, found[order[0]] - found[candidate], behind)
-        for candidate, (own, behind) in zip(order, intervals, strict=True)
+        Place(
+            candidate,
+            totals[candidate],
+            scores(totals[candidate]),
+            intervals[metric][0][index] if intervals[metric][0] else None,
+            {each: own[index] for each, (own, _) in intervals.items() if own},
+            found[order[0]] - found[candidate],
+            intervals[metric][1][index] if intervals[metric][1] else None,
+        )
+        for index, candidate in enumerate(order)
     )
     return Ranking(metric, stacked.shape[1], places)
 
@@ -262,11 +255,11 @@ def _annotated_slices(counts: SliceCounts) -> dict[Candidate, NDArray[np.int64]]
 
 def _intervals(
     stacked: NDArray[np.int64], metric: Metric, resamples: int, seed: int
-) -> list[tuple[Interval | None, Interval | None]]:
-    """Of each candidate, ``(candidates, slices, 4)``: its score, and what the first has more."""
+) -> tuple[list[Interval], list[Interval]]:
+    """Of each candidate, ``(candidates, slices, 4)``: its score, and what the first has more; none of few slices."""
     candidates, slices, _ = stacked.shape
     if slices < LEAST_SLICES:
-        return [(None, None)] * candidates
+        return [], []
     summands = stacked.astype(np.float64)
 
     def statistic(drawn: NDArray[np.int64], axis: int) -> Floats:  # noqa: ARG001 (always the last)
@@ -286,7 +279,7 @@ def _intervals(
         rng=rng,
     )
     limits = [Interval(*pair) for pair in np.column_stack(result.confidence_interval).tolist()]
-    return list(zip(limits[:candidates], limits[candidates:], strict=True))
+    return limits[:candidates], limits[candidates:]
 
 
 def confidence_level(slices: int) -> float:
@@ -337,12 +330,16 @@ def _float_scores(counts: Floats, metric: Metric) -> Floats:
 
 
 def describe(ranking: Ranking, place: Place) -> str:
-    """Say in a sentence how a candidate compares with the best of its ranking."""
+    """Say in a sentence how a candidate compares with the best of its ranking; of one of the best, that it is."""
     best, metric = ranking.places[0], ranking.metric.upper()
-    if place is best:
-        return (
-            f"{best.candidate} is best: {metric} {_with_interval(_score(best.counts, ranking.metric), best.interval)}"
-        )
+    if place.behind == 0:
+        score = f"{metric} {_with_interval(_score(best.counts, ranking.metric), best.interval)}"
+        names = [str(best.candidate), *(_name(other.candidate, best.candidate) for other in ranking.leaders[1:])]
+        if len(names) == 1:
+            return f"{names[0]} is best: {score}"
+        if len(names) > NAMED:
+            names[NAMED - 1 :] = [f"{len(names) - NAMED + 1} others"]
+        return f"{', '.join(names[:-1])} and {names[-1]} are equally good, and best: {score}"
     first, second = _name(best.candidate, place.candidate), _name(place.candidate, best.candidate)
     difference = f"{metric} difference {_with_interval(place.behind, place.behind_interval)}"
     if place.told_apart is None:
@@ -355,8 +352,9 @@ def describe(ranking: Ranking, place: Place) -> str:
 
 def _way(candidate: Candidate) -> str:
     """Method and scope in words."""
-    recipe = candidate.scope == "recipe"
-    return f"recipe {candidate.method}" if recipe else f"{candidate.method} per {candidate.scope}"
+    if candidate.scope in {"smooth", "recipe"}:
+        return f"{candidate.scope} {candidate.method}"
+    return f"{candidate.method} per {candidate.scope}"
 
 
 def _name(candidate: Candidate, other: Candidate) -> str:

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
+from pipeline.confusion import Undefined
 from pipeline.errors import RegionError
+from pipeline.flags import FLAG_NAMES, Flag, flag_of
 from pipeline.geometry import Box, Triple
 from pipeline.model import Frozen, of_keys, of_kind, parse_name, show
 from pipeline.recipe import Recipe
@@ -81,6 +83,16 @@ def _parse_region(value: object) -> object:
     if len(spans) < len(parts):
         raise ValueError(f"got {show(value)}, which is no region; write it as z=0:10,y=0:4096,x=0:4096")
     return spans
+
+
+def _parse_flags(flags: object) -> object:
+    if isinstance(flags, bool | None):
+        return FLAG_NAMES if flags else ()
+    named = list(flags) if isinstance(flags, list | tuple) else [flags]
+    for flag in named:
+        if flag not in FLAG_NAMES:
+            raise ValueError(f"got {show(flag)}, expected true, false, or a list of {', '.join(FLAG_NAMES)}")
+    return tuple(name for name in FLAG_NAMES if name in named)
 
 
 def _parse_path(path: object) -> object:
@@ -225,8 +237,13 @@ class RunConfig(Recipe):
     truth: Annotated[str, BeforeValidator(parse_name)] | None = Field(
         None, description="label to compare the mask with"
     )
+    confusion: bool = Field(False, description="write a label that shows where the mask is right, wrong or misses")
     region: Annotated[Region | None, BeforeValidator(_parse_region)] = None
     memory: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(None, description="bytes of the whole run")
+    undefined: Undefined = Field("article", description="what a score is that is 0 / 0: article, zero or nan")
+    exclude_flagged: Annotated[tuple[str, ...], BeforeValidator(_parse_flags)] = Field(
+        (), description="flags whose tiles are not scored, or true for all; their mask is the same"
+    )
     refit: bool = Field(False, description="find the level of the volume anew, where that is the scope")
     cluster: Cluster = ThreadsCluster()
     sync: Annotated[SyncOptions | None, of_keys("images: {folder: slices}", optional=True)] = Field(
@@ -240,10 +257,22 @@ class RunConfig(Recipe):
             raise ValueError("got `truth` files, but no name for their label; add `truth: groundtruth` outside `sync`")
         return sync
 
+    @field_validator("confusion")
+    @classmethod
+    def _needs_a_truth(cls, confusion: bool, info: ValidationInfo) -> bool:
+        if confusion and info.data.get("truth", "") is None:
+            raise ValueError("got true, but no truth to compare the mask with; add `truth: NAME`, or --truth NAME")
+        return confusion
+
     @property
     def recipe(self) -> Recipe:
         """The recipe by itself."""
         return Recipe.model_validate(self.document())
+
+    @property
+    def excluded(self) -> Flag:
+        """Flags whose tiles are not scored."""
+        return flag_of(self.exclude_flagged)
 
     @property
     def run_name(self) -> str:

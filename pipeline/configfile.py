@@ -194,9 +194,9 @@ def _describe(problem: Any, places: _Places) -> tuple[float, str]:
 def _unknown(keys: Sequence[str], kind: str) -> str:
     """Text about a key that its section does not have."""
     section, key = keys[0], keys[-1]
-    others = [f"`{TAGS[section][0]}: {other}`" for other, known in _KINDS.get(section, {}).items() if key in known]
+    others = [other for other, known in _KINDS.get(section, {}).items() if key in known]
     if kind and others:
-        return f"is a key of {' and '.join(others)}, not of `{kind}`"
+        return f"is a key of `{TAGS[section][0]}: {' or '.join(others)}`, not of `{kind}`"
     if kind:
         return f"unknown key; {suggest(key, _KINDS[section][kind])}"
     return f"unknown key; {suggest(key, _keys(_SECTIONS[tuple(keys[:-1])]))}"

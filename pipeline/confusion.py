@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, astuple, dataclass, fields
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.errors import ShapeMismatchError
+from pipeline.errors import ConfigError, ShapeMismatchError
 
 Undefined = Literal["article", "zero", "nan"]  # what a score is where it is 0 / 0: see `scores`
 _Number = TypeVar("_Number", int, NDArray[np.int64])
@@ -126,6 +126,14 @@ class Macro(NamedTuple):
     def document(self) -> dict[str, Any]:
         """The means by name, and beside them ``tiles`` and ``undefined``, for JSON."""
         return asdict(self.mean) | {"tiles": self.tiles, "undefined": self.undefined}
+
+
+def parse_undefined(text: str) -> Undefined:
+    """The rule for 0 / 0 of this name."""
+    rules: dict[str, Undefined] = {rule: rule for rule in get_args(Undefined)}
+    if text not in rules:
+        raise ConfigError(f"--undefined: got {text!r}, expected one of {', '.join(rules)}")
+    return rules[text]
 
 
 def scores(counts: Counts, undefined: Undefined = "article") -> Scores:

@@ -13,11 +13,11 @@ from pipeline.config import RunConfig
 from pipeline.disk import disk_errors
 from pipeline.errors import ExistsError
 from pipeline.execute import Observer, ThreadRunner
-from pipeline.figures import overlay
 from pipeline.geometry import Box
 from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.ingest import ingest_image, ingest_label
 from pipeline.mapping import LabelOptions
+from pipeline.overlay import overlay
 from pipeline.phantom import Phantom
 from pipeline.pixels import write_png
 from pipeline.plan import available_cpus

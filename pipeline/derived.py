@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from pipeline.components import CONNECTIVITIES
 from pipeline.errors import ConfigError, DamageError, ExistsError, MemoryLimitError, MissingInputError
 from pipeline.geometry import Box
 from pipeline.ingest import Runner, changing
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, stretches
 from pipeline.lock import now, whoami
 from pipeline.model import check_name
 from pipeline.plan import CODEC_SHARDS, DEFAULT_SHARE, PROCESS_BYTES
@@ -36,7 +35,6 @@ from pipeline.volume import Volume
 
 ALGORITHM = 1  # raised only when other voxels are kept for the same mask and settings
 MOST_SPANS = 2**24  # of a slab: 1400 slices of one shard with the real tile's texture, and more makes nothing faster
-SHOWN = 5  # stretches of slices that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +262,7 @@ class _Mask:
         missing = np.flatnonzero(present & ~self.known).tolist()
         if missing and not partial:
             raise MissingInputError(
-                f"{volume.path}: run {name!r} has not done slices {_stretches(missing)} whole; finish it with "
+                f"{volume.path}: run {name!r} has not done slices {stretches(missing)} whole; finish it with "
                 "`kesm run`, or leave them out, as gaps, with --partial"
             )
         if not self.known.any():
@@ -295,13 +293,6 @@ class _Mask:
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Read a shard, which must be what was recorded."""
         return np.asarray(self.array.read_checked(box, self.digests[box.start[0]])[0])
-
-
-def _stretches(slices: Sequence[int]) -> str:
-    """``3, 7 to 9`` for these slices, or the first of them."""
-    runs = [[z for _, z in run] for _, run in groupby(enumerate(slices), lambda pair: pair[1] - pair[0])]
-    named = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:SHOWN]]
-    return ", ".join(named) + (f" and {len(runs) - SHOWN} stretches more" if len(runs) > SHOWN else "")
 
 
 def _stored(volume: Volume, name: str) -> dict[str, Any] | None:

@@ -25,14 +25,15 @@ from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 
 from pipeline.config import AddressCluster, Cluster, LocalCluster, ThreadsCluster
-from pipeline.confusion import SCORE_PARTS, Macro, mean_scores, sum_scores
+from pipeline.confusion import SCORE_PARTS, Macro, Undefined, mean_scores, sum_scores
 from pipeline.errors import DamageError, SchedulerError
 from pipeline.geometry import Box, Triple
-from pipeline.keys import stale_pyramids, unfinished
+from pipeline.keys import stale_confusions, stale_pyramids, unfinished
+from pipeline.painting import Painting
 from pipeline.plan import Plan, available_cpus
 from pipeline.recipe import Recipe
 from pipeline.record import Column, recorded
-from pipeline.segment import Job, build_pyramid, run_block
+from pipeline.segment import Job, build_confusion, build_pyramid, run_block
 from pipeline.store import ShardedArray
 from pipeline.survey import slice_counts
 from pipeline.tables import Grids, RunTables
@@ -111,9 +112,9 @@ class Outcome:
     macro: Macro | None
 
     @classmethod
-    def of(cls, sums: Sums) -> Outcome:
-        """Take sums apart."""
-        return cls(sums[: len(Column)], mean_scores(sums[len(Column) :]))
+    def of(cls, sums: Sums, undefined: Undefined) -> Outcome:
+        """Take sums apart, whose scores were made by this rule."""
+        return cls(sums[: len(Column)], mean_scores(sums[len(Column) :], undefined))
 
 
 def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: Observer, again: bool = True) -> Outcome:
@@ -135,12 +136,13 @@ def execute(plan: Plan, job: Job, tables: RunTables, engine: Engine, observer: O
     if slices:
         with engine.listen(observer) as notify:
             sums = sums + engine.compute(build_graph(plan, job, notify, slices))[0]
-    lost = engine.compute(*[dask.delayed(build_pyramid)(job, z) for z in _stale(plan, tables)])
+    again_of = {build_pyramid: _stale(plan, tables), build_confusion: _stale_confusions(plan, tables)}
+    lost = engine.compute(*[dask.delayed(build)(job, z) for build, stale in again_of.items() for z in stale])
     if any(lost):  # a mask that was done is damaged, and its blocks are disowned: they are made again, now
         if not again:
             raise DamageError("; ".join(filter(None, lost)))
         return execute(plan, job, tables, engine, observer, again=False)
-    return Outcome.of(sums)
+    return Outcome.of(sums, plan.undefined)
 
 
 def pooled_counts(plan: Plan, engine: Engine, observer: Observer) -> NDArray[np.int64]:
@@ -171,23 +173,23 @@ def pooled_counts(plan: Plan, engine: Engine, observer: Observer) -> NDArray[np.
 
 def finished(plan: Plan, tables: RunTables, observer: Observer) -> Outcome | None:
     """Outcome of a plan of which nothing is left to do, from the tables; None if there is."""
-    if _stale(plan, tables):
+    if _stale(plan, tables) or _stale_confusions(plan, tables):
         return None
     slices, sums, settled = _look(plan, tables)
     if slices:
         return None
     observer(JobsStarted(plan.blocks.size))
     observer(settled)
-    return Outcome.of(sums)
+    return Outcome.of(sums, plan.undefined)
 
 
 def _look(plan: Plan, tables: RunTables) -> tuple[list[int], Sums, BlocksSettled]:
     """Slices that have something to do, and the sums of the others."""
     volume = Volume(plan.volume)
     worked = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
-    slices = unfinished(volume, tables, plan.truth, worked)
+    slices = unfinished(volume, tables, plan.truth, worked, plan.confusion)
     record = recorded(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region), slices)
-    sums = _sums(record)
+    sums = _sums(record, plan.undefined)
     a_slice = plan.blocks.shape[1] * plan.blocks.shape[2]
     reused = int(record[..., Column.REUSED].any(axis=(1, 2)).sum())
     settled = BlocksSettled((worked.shape[0] - len(slices)) * a_slice, reused * a_slice, _counts(sums))
@@ -201,6 +203,14 @@ def _stale(plan: Plan, tables: RunTables) -> list[int]:
     return stale_pyramids(tables, range(plan.region.start[0], plan.region.stop[0]))
 
 
+def _stale_confusions(plan: Plan, tables: RunTables) -> list[int]:
+    """The same of what shows the confusion, where that is kept."""
+    painting = Painting.of(Volume(plan.volume), tables)
+    if painting is None or plan.block[1:] == plan.grids.tiles.shape[1:]:
+        return []
+    return stale_confusions(painting.tables, range(plan.region.start[0], plan.region.stop[0]))
+
+
 def build_graph(plan: Plan, job: Job, notify: Observer, slices: Sequence[int]) -> da.Array:
     """Return the sums of some slices as a Dask array, int64 (len(Column) + SCORE_PARTS,): a task a block, and a tree.
 
@@ -208,7 +218,9 @@ def build_graph(plan: Plan, job: Job, notify: Observer, slices: Sequence[int]) -
     """
     blocks = plan.blocks
     sums = da.map_blocks(
-        _Task(job, plan.grids, plan.grids.tiles.cover(plan.region), _ranges(slices), blocks.start, notify),
+        _Task(
+            job, plan.grids, plan.grids.tiles.cover(plan.region), plan.undefined, _ranges(slices), blocks.start, notify
+        ),
         chunks=((1,) * len(slices), (1,) * blocks.shape[1], (1,) * blocks.shape[2], (len(Column) + SCORE_PARTS,)),
         dtype=np.int64,
         meta=np.empty((0, 0, 0, 0), np.int64),  # without it, map_blocks calls the function while the graph is built
@@ -357,6 +369,7 @@ class _Task:
     job: Job
     grids: Grids
     region: Box  # tiles that are scored
+    undefined: Undefined
     slices: tuple[range, ...]
     first: Triple
     notify: Observer
@@ -376,12 +389,14 @@ class _Task:
             )
         )
         tiles = self.grids.block_tiles(index)
-        return _sums(record[(tiles & self.region).relative_to(tiles.start).slices])[None, None, None]
+        scored = record[(tiles & self.region).relative_to(tiles.start).slices]
+        return _sums(scored, self.undefined)[None, None, None]
 
 
-def _sums(record: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sums(record: NDArray[np.int64], undefined: Undefined) -> NDArray[np.int64]:
     """Columns, and parts of the scores, of tiles (z, y, x), summed."""
-    sums: NDArray[np.int64] = np.concatenate([record.sum(axis=(0, 1, 2)), sum_scores(record[..., : Column.VOXELS])])
+    parts = sum_scores(record[..., : Column.VOXELS], undefined)
+    sums: NDArray[np.int64] = np.concatenate([record.sum(axis=(0, 1, 2)), parts])
     return sums
 
 

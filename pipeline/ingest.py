@@ -174,8 +174,9 @@ def stored_mapping(volume: Volume, name: str, path: Path, option: str = "--label
     """
     known = volume.labels().get(name)
     if (known is not None and known.kind != "truth") or name in run_names(volume):
-        what = "derived from a mask" if known is not None and known.kind == "derived" else "the mask of a run"
-        raise ExistsError(f"{option}: {name!r} is {what} of {path}; choose another name")
+        what = {"derived": "derived from a mask", "confusion": "the confusion of a run"}
+        kind = "mask" if known is None else known.kind
+        raise ExistsError(f"{option}: {name!r} is {what.get(kind, 'the mask of a run')} of {path}; choose another name")
     return None if known is None else Mapping(**known.mapping)
 
 

@@ -14,13 +14,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.confusion_label import confusion_name
 from pipeline.disk import is_file
 from pipeline.errors import DamageError
 from pipeline.geometry import Box, Triple
 from pipeline.recipe import Recipe
 from pipeline.store import ABSENT, ALL_FILL, ShardedArray, digest_bytes
 from pipeline.table import Table
-from pipeline.tables import Grids, RunTables, Status
+from pipeline.tables import ConfusionTables, Grids, RunTables, Status
 from pipeline.volume import Volume
 
 ALGORITHM = 1  # raised only when the bits of a mask change for the same recipe and image
@@ -87,7 +88,9 @@ def counts_keys(
     return keys[which.ravel()].reshape(masks.shape)
 
 
-def valid_tiles(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> NDArray[np.bool_]:
+def valid_tiles(
+    volume: Volume, tables: RunTables, truth: str | None, tiles: Box, confusion: bool = False
+) -> NDArray[np.bool_]:
     """Tiles whose recorded mask, and counts against a truth, were made from what the volume holds now.
 
     What cannot be read, or has been lost, vouches for nothing.
@@ -100,6 +103,8 @@ def valid_tiles(volume: Volume, tables: RunTables, truth: str | None, tiles: Box
         Without it, only masks are looked at.
     tiles : Box
         Of the tile grid.
+    confusion : bool
+        Whether the label that shows the confusion with the truth must be of the same, too.
 
     Returns
     -------
@@ -107,17 +112,17 @@ def valid_tiles(volume: Volume, tables: RunTables, truth: str | None, tiles: Box
         bool, of the shape of ``tiles``.
     """
     try:
-        return _valid(volume, tables, truth, tiles)
+        return _valid(volume, tables, truth, tiles, confusion)
     except DamageError:
         first, last = tiles.start[0], tiles.stop[0]
         if last - first == 1:
             return np.zeros(tiles.shape, np.bool_)
         middle = (first + last) // 2  # by halves: a few damaged chunks must not cost a look at each of 799 slices
         halves = Box(tiles.start, (middle, *tiles.stop[1:])), Box((middle, *tiles.start[1:]), tiles.stop)
-        return np.concatenate([valid_tiles(volume, tables, truth, half) for half in halves])
+        return np.concatenate([valid_tiles(volume, tables, truth, half, confusion) for half in halves])
 
 
-def _valid(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> NDArray[np.bool_]:
+def _valid(volume: Volume, tables: RunTables, truth: str | None, tiles: Box, confusion: bool) -> NDArray[np.bool_]:
     recipe = Recipe.model_validate(tables.recipe)
     depth = recipe.halo[0]
     first, last = tiles.start[0], tiles.stop[0]
@@ -125,9 +130,10 @@ def _valid(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> 
     beyond = (low - first + depth, last + depth - high)
     digests = np.pad(volume.slices.shard_digests(low, high), (beyond, (0, 0), (0, 0)))
     traced = None if truth is None else volume.truth(truth)[1].shard_digests(first, last)
-    recorded = None if truth is None else tables.truth(truth).counts_key.read(tiles.slices)
+    recorded = _counts_recorded(tables, truth, tiles, confusion)
     valid: NDArray[np.bool_] = tables.status.read(tiles.slices) == Status.DONE
-    valid &= _kept(tables.threshold, tiles)
+    for table in tables.of_mask.values():
+        valid &= _kept(table, tiles)
     if truth is not None:
         valid &= _kept(tables.truth(truth).counts, tiles)
         valid &= tables.truth(truth).histogram.stored(tiles.slices)  # a gigabyte: only looked for
@@ -146,37 +152,52 @@ def _valid(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> 
     return valid
 
 
+def _counts_recorded(tables: RunTables, truth: str | None, tiles: Box, confusion: bool) -> NDArray[np.uint64] | None:
+    """Keys of the counts that are recorded; ``ABSENT`` where the confusion is wanted, and shows others."""
+    if truth is None:
+        return None
+    recorded: NDArray[np.uint64] = tables.truth(truth).counts_key.read(tiles.slices)
+    if confusion:
+        kept = tables.truth(truth).confusion
+        recorded = np.where(recorded == (ABSENT if kept is None else kept.key.read(tiles.slices)), recorded, ABSENT)
+    return recorded
+
+
 def _kept(table: Table, tiles: Box) -> NDArray[np.bool_]:
     """Tiles whose entries were written and have not been lost; raises `DamageError` where they cannot be read."""
     table.read(tiles.slices)
     return table.stored(tiles.slices)
 
 
-def unfinished(volume: Volume, tables: RunTables, truth: str | None, tiles: Box) -> list[int]:
+def unfinished(volume: Volume, tables: RunTables, truth: str | None, tiles: Box, confusion: bool = False) -> list[int]:
     """Slices that a run must look at again: for the tiles of a box, what is recorded is not what it would make now.
 
-    The mask's shards are looked for, and not read: 28,764 of a full volume are a second's work.
+    The mask's shards are looked for, and not read: 28,764 of a full volume are a second's work. Those of the confusion
+    are, too, where that is wanted.
     """
-    valid = [bool(of_slice.all()) for of_slice in valid_tiles(volume, tables, truth, tiles)]
+    valid = [bool(of_slice.all()) for of_slice in valid_tiles(volume, tables, truth, tiles, confusion)]
     present = volume.slices.present()[tiles.start[0] : tiles.stop[0]]
     status, damaged = tables.status.survey(tiles.slices)
     untouched = [not damaged and bool((of_slice == Status.ABSENT).all()) for of_slice in status]
     digests, _ = tables.shard_digest.survey()
-    mask, window = volume.label(tables.name).full, tables.grids.tiles.voxels(tiles)
+    shards = [(volume.label(tables.name).full, digests)]
+    if truth is not None and confusion and (kept := tables.truth(truth).confusion) is not None:
+        shards.append((volume.label(confusion_name(tables.name)).full, kept.digest.survey()[0]))
+    window = tables.grids.tiles.voxels(tiles)
     again = []
     states = zip(present.tolist(), valid, untouched, strict=True)
     for z, (exists, right, empty) in enumerate(states, tiles.start[0]):
         box = Box((z, *window.start[1:]), (z + 1, *window.stop[1:]))
-        if not (right and has_shards(mask, box, digests[z : z + 1]) if exists else empty):
+        if not (right and all(has_shards(label, box, each[z : z + 1]) for label, each in shards) if exists else empty):
             again.append(z)
     return again
 
 
-def has_shards(mask: ShardedArray, box: Box, digests: NDArray[np.uint64]) -> bool:
-    """Whether the shards of a mask in a box of one slice are recorded and there."""
-    for shard in mask.shards.cover(box):
+def has_shards(label: ShardedArray, box: Box, digests: NDArray[np.uint64]) -> bool:
+    """Whether the shards of a mask, or of a confusion, in a box of one slice are recorded and there."""
+    for shard in label.shards.cover(box):
         digest = digests[shard[0] - box.start[0], shard[1], shard[2]]
-        if digest == ABSENT or (digest != ALL_FILL and not is_file(mask.shard_file(shard))):
+        if digest == ABSENT or (digest != ALL_FILL and not is_file(label.shard_file(shard))):
             return False
     return True
 
@@ -187,9 +208,20 @@ def stale_pyramids(tables: RunTables, slices: range) -> list[int]:
     return [z for z in slices if recorded[z] != pyramid_key(tables, z)]
 
 
+def stale_confusions(tables: ConfusionTables, slices: range) -> list[int]:
+    """Slices whose confusion was written since its pyramid was."""
+    recorded = tables.pyramid_key.read()
+    return [z for z in slices if recorded[z] != levels_key(tables.digest, z)]
+
+
 def pyramid_key(tables: RunTables, z: int) -> int:
     """Digest of the mask that a slice's pyramid shows; 0 where no mask was written."""
-    digests = tables.shard_digest.read((slice(z, z + 1),))
+    return levels_key(tables.shard_digest, z)
+
+
+def levels_key(table: Table, z: int) -> int:
+    """Digest of the shards of a slice, whose digests are in a table; 0 where none was written."""
+    digests = table.read((slice(z, z + 1),))
     return digest_bytes(digests.tobytes()) if digests.any() else ABSENT
 
 

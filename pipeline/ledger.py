@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pipeline.table import Table
 READS = 3  # of a record that is being replaced, before it is called damaged
 INGEST_AGAIN = "restore it from a copy, or ingest the slice again"
 CLEAN_AGAIN = "restore it from a copy, or make the label again with `kesm clean --replace`"
+SHOWN = 5  # stretches of slices that a message names
 
 
 class Ledger:
@@ -125,3 +128,10 @@ class Ledger:
         for folder in (self._path / "files").glob("[0-9]*"):
             if int(folder.name) >= slices:
                 shutil.rmtree(folder)
+
+
+def stretches(slices: Sequence[int]) -> str:
+    """``3, 7 to 9`` for these slices, or the first of them."""
+    runs = [[z for _, z in run] for _, run in groupby(enumerate(slices), lambda pair: pair[1] - pair[0])]
+    named = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:SHOWN]]
+    return ", ".join(named) + (f" and {len(runs) - SHOWN} stretches more" if len(runs) > SHOWN else "")

@@ -5,10 +5,10 @@ So sums over a box are sums of integers, which no order of adding changes; SciPy
 floats, where a voxel's level depends on how far from the edge its row was begun. A Gaussian is summed for each voxel by
 itself, always in the order of SciPy.
 
-Only some rows are held, never a plane of floats: less than 1 MB at a width of 8026 voxels, where scikit-image takes 8
-to 40 bytes a voxel. Measured on one core of an EPYC (Zen 4), per 512x512 tile of 8 bit: Gaussian of sigma 1 0.5 ms, of
-sigma 5 2.2; with a window of 31, local mean 0.5, local Gaussian 2.4, Niblack and Sauvola 2.2, local median 37 (SciPy:
-2000). A slice of 17480x8026 has 535 such tiles. 16 bit takes the same, but the median twice as long.
+Only some rows are held, never a plane of floats: less than 1 MB at a width of 8026 voxels, or 4 MB for medians, where
+scikit-image takes 8 to 40 bytes a voxel. Measured on one core of an EPYC (Zen 4), per 512x512 tile of 8 bit: Gaussian
+of sigma 1 0.5 ms, of sigma 5 2.2; with a window of 31, local mean 0.5, local Gaussian 2.4, Niblack and Sauvola 2.2;
+local median: see `pipeline.sliding`. A slice of 17480x8026 has 535 such tiles. 16 bit takes the same, but the median.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
 from pipeline.errors import ConfigError, ShapeMismatchError
+from pipeline.sliding import mark_above_medians
 
 Method = Literal["local_mean", "local_gaussian", "local_median", "niblack", "sauvola"]
 
@@ -146,7 +147,7 @@ def local_mask(
         case "local_gaussian":
             _gaussian_mask(plane, rows, columns, _gaussian_weights(_window_sigma(size)), offset, target)
         case "local_median":
-            _median_mask(plane, rows, columns, offset, target)
+            mark_above_medians(plane, rows, columns, offset, target)
         case "niblack":
             _contrast_mask(plane, rows, columns, (offset, k, 0.0), target)
         case "sauvola":
@@ -302,54 +303,3 @@ def _sum_boxes(sums: Indices, columns: Indices, box: Indices) -> None:
         total += sums[columns[x + size - 1]]
         box[x] = total
         total -= sums[columns[x]]
-
-
-@kernel
-def _median_mask(plane: Voxels, rows: Indices, columns: Indices, offset: float, out: NDArray[np.uint8]) -> None:
-    """Slide a histogram along each row: of all levels and, to find the median soon, of blocks of levels."""
-    # Adapted from T. S. Huang, G. J. Yang, G. Y. Tang, "A fast two-dimensional median filtering algorithm", IEEE
-    # Transactions on Acoustics, Speech, and Signal Processing 27 (1979), 13-18.
-    size, shift = rows.size - plane.shape[0] + 1, 4 * plane.itemsize
-    fine, coarse = np.zeros(1 << 2 * shift, np.int32), np.zeros(1 << shift, np.int32)
-    for y in range(plane.shape[0]):
-        window = rows[y : y + size]
-        fine[:] = 0
-        coarse[:] = 0
-        block = below = 0  # voxels of the window in earlier blocks
-        for x in range(columns.size):
-            for row in window:
-                value = np.int64(plane[row, columns[x]])
-                fine[value] += 1
-                coarse[value >> shift] += 1
-                below += 1 if value >> shift < block else 0
-            if x >= size - 1:
-                block, below = _median_block(coarse, size * size // 2, block, below)
-                level = _median_level(fine, size * size // 2 - below, block << shift)
-                at = x - size + 1
-                out[y, at] = 255 if float(plane[y, at]) > level - offset else 0
-                for row in window:
-                    value = np.int64(plane[row, columns[at]])
-                    fine[value] -= 1
-                    coarse[value >> shift] -= 1
-                    below -= 1 if value >> shift < block else 0
-
-
-@kernel
-def _median_block(coarse: NDArray[np.int32], rank: int, block: int, below: int) -> tuple[int, int]:
-    """Block that holds the voxel of this rank, counted from 0, and the voxels before it."""
-    while below > rank:
-        block -= 1
-        below -= int(coarse[block])
-    while below + coarse[block] <= rank:
-        below += int(coarse[block])
-        block += 1
-    return block, below
-
-
-@kernel
-def _median_level(fine: NDArray[np.int32], rank: int, level: int) -> int:
-    """Level of the voxel of this rank, counted from 0 and from a level on."""
-    while fine[level] <= rank:
-        rank -= int(fine[level])
-        level += 1
-    return level

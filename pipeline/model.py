@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -24,6 +25,16 @@ class Frozen(BaseModel):
     """A value: immutable, and closed against keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _parse_number(number: object) -> object:
+    if isinstance(number, bool):  # which pydantic takes for 1: ``clahe: true`` would be a limit of 1
+        raise ValueError(f"got {number}, expected a number")  # noqa: TRY004  (pydantic collects these)
+    return number
+
+
+Integer = Annotated[int, BeforeValidator(_parse_number)]
+Number = Annotated[float, BeforeValidator(_parse_number)]
 
 
 def of_kind(section: str, optional: bool = False) -> BeforeValidator:

@@ -17,6 +17,8 @@ VoxelSize = tuple[float, float, float]
 # "Each dictionary SHOULD contain the key rgba": what nobody annotated must not hide the image.
 TRUTH_COLOURS = {127: (0, 0, 0, 0), 255: (0, 255, 255, 255)}
 MASK_COLOURS = {255: (255, 64, 64, 255)}
+CONFUSION_COLOURS = {1: (0, 255, 255, 255), 2: (255, 0, 255, 255), 3: (255, 255, 0, 255)}
+CONFUSION_NAMES = {1: "true positive", 2: "false positive", 3: "false negative"}
 
 
 def image_metadata(name: str, levels: int, voxel_size_um: VoxelSize | None, downscaling: str) -> dict[str, Any]:
@@ -53,6 +55,14 @@ def label_metadata(
             "source": {"image": "../../"},
         }
     }
+
+
+def confusion_metadata(name: str, levels: int, voxel_size_um: VoxelSize | None) -> dict[str, Any]:
+    """Return metadata of a confusion: those of a label image, and the names of its values."""
+    metadata = label_metadata(name, levels, voxel_size_um, CONFUSION_COLOURS)
+    metadata["multiscales"][0]["type"] = "most errors"
+    properties = [{"label-value": value, "name": words} for value, words in CONFUSION_NAMES.items()]
+    return metadata | {"image-label": metadata["image-label"] | {"properties": properties}}
 
 
 def voxel_size(metadata: dict[str, Any]) -> VoxelSize | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -361,3 +361,19 @@ def write_png(path: Path, pixels: NDArray[Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     Image.fromarray(pixels).save(partial, format="PNG")
     partial.replace(path)
+
+
+def encode_webp(grey: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode a grey picture, (y, x), with loss: quality 0 to 100."""
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, format="WEBP", quality=quality)
+    return file.getvalue()
+
+
+def encode_png(codes: NDArray[np.uint8], colours: Sequence[tuple[int, int, int]], clear: int) -> bytes:
+    """Encode a picture of few colours, (y, x) codes that count from 0, one of which is transparent."""
+    image = Image.fromarray(codes).convert("L")
+    image.putpalette([sample for colour in colours for sample in colour])
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True, transparency=clear)
+    return file.getvalue()

@@ -12,6 +12,7 @@ import psutil
 
 from pipeline.classifier import file_digest, image_of, load_classifier
 from pipeline.config import AddressCluster, LocalCluster, RunConfig
+from pipeline.confusion import Undefined
 from pipeline.errors import (
     ConfigError,
     DamageError,
@@ -20,11 +21,13 @@ from pipeline.errors import (
     MissingInputError,
     NotAVolumeError,
 )
+from pipeline.flags import Flag
 from pipeline.geometry import Box, Triple, check_nesting
 from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.keys import valid_tiles
 from pipeline.median import is_fast
-from pipeline.recipe import ClassifierSegmenter, MedianDenoise, PythonDenoise, PythonSegmenter, Recipe
+from pipeline.painting import check_paintable
+from pipeline.recipe import ClassifierSegmenter, MedianDenoise, PythonDenoise, PythonSegmenter, Recipe, Valid
 from pipeline.store import CHUNK, SHARD
 from pipeline.tables import Grids, RunTables, has_documents, run_names
 from pipeline.targets import find_target
@@ -36,6 +39,7 @@ PROCESS_BYTES = 400 * 10**6
 # Shards that a task holds at once: of truth and of mask, one that is encoded, and chunks of it. Measured as above.
 CODEC_SHARDS = 4
 TARGET_BYTES = 64  # for each voxel of its block, what a function of the user's is thought to need
+QUEUE_BYTES = 8  # for each voxel of the smallest object, or hole, that stays: those that are looked at are queued
 DEFAULT_SHARE = 0.8  # of the memory that is free
 
 
@@ -51,6 +55,12 @@ class Plan:
         Voxels that are scored: whole tiles.
     pools, refit : bool
         Whether the level of the whole volume is found first, and if so, although there is one.
+    confusion : bool
+        Whether the label that shows where the mask is wrong is written: it is asked for, or was, with this truth.
+    undefined : str
+        What a score is that is 0 / 0; see `pipeline.confusion.scores`.
+    excluded : Flag
+        Tiles with one of these are not scored.
     passes : int
         How often the image is read.
     blocks : Box
@@ -63,6 +73,8 @@ class Plan:
         Planned peak of one task and of the whole run, and what the run may use.
     read_bytes : int
         Bytes of decoded image and truth that are read if nothing is reused.
+    written_bytes : int
+        The same of mask and confusion that are written, but for their upper levels, a third more.
     """
 
     volume: Path
@@ -75,6 +87,9 @@ class Plan:
     replaces: bool
     pools: bool
     refit: bool
+    confusion: bool
+    undefined: Undefined
+    excluded: Flag
     passes: int
     grids: Grids
     blocks: Box
@@ -84,6 +99,7 @@ class Plan:
     peak_bytes: int
     limit_bytes: int
     read_bytes: int
+    written_bytes: int
 
     def document(self) -> dict[str, Any]:
         """The plan as a JSON object."""
@@ -97,10 +113,12 @@ class Plan:
             "block": list(self.block),
             "blocks": self.blocks.size,
             "tiles": self.grids.tiles.cover(self.region).size,
+            "confusion": self.confusion,
             "engine": self.engine,
             "tasks": self.tasks,
             "passes": self.passes,
             "read_bytes": self.read_bytes,
+            "written_bytes": self.written_bytes,
             "task_bytes": self.task_bytes,
             "peak_bytes": self.peak_bytes,
             "limit_bytes": self.limit_bytes,
@@ -143,10 +161,12 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     # The process that starts the others has no task, but their scheduler.
     fixed = (processes + isinstance(config.cluster, LocalCluster)) * PROCESS_BYTES
     limit = config.memory or int(psutil.virtual_memory().available * DEFAULT_SHARE)
+    replaces = replace and _differs(volume, name, recipe)
+    confusion = _shows_confusion(volume, name, config, replaces)
     block = _existing_block(volume, name, recipe, replace)
     allowed = (limit - fixed) // tasks
     if block is None:
-        least = fixed + tasks * task_bytes(volume, recipe, smallest_block(volume, recipe))
+        least = fixed + tasks * task_bytes(volume, recipe, smallest_block(volume, recipe), confusion)
         if least > limit:
             which = (
                 "whole slices, which the recipe looks at" if recipe.slicewise else "the smallest blocks, of one shard"
@@ -155,10 +175,10 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
                 f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {tasks} tasks on {which}; "
                 "allow more with --memory, or use fewer --threads"
             )
-        block = choose_block(volume, recipe, allowed)
+        block = choose_block(volume, recipe, allowed, confusion)
     grids = Grids.of(volume.shape, recipe.tile, block)
     check_nesting(grids.tiles, grids.shards, grids.blocks)
-    needed = task_bytes(volume, recipe, block)
+    needed = task_bytes(volume, recipe, block, confusion)
     if needed > allowed:
         raise MemoryLimitError(
             f"memory: {_gb(limit)} are allowed, {_gb(fixed + tasks * needed)} are needed for "
@@ -166,17 +186,30 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
             "or use fewer --threads"
         )
     blocks = grids.blocks.cover(asked)
-    replaces = replace and _differs(volume, name, recipe)
     pools = _pools(volume, name, config, replaces)
     passes = _passes(recipe, grids, pools)
     image_bytes = volume.dtype.itemsize * (2 * recipe.halo[0] + 1) * passes
-    read = grids.blocks.voxels(blocks).size * (image_bytes + bool(config.truth))
+    voxels = grids.blocks.voxels(blocks).size
+    read = voxels * (image_bytes + bool(config.truth))
     return Plan(
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
-        whole=config.region is None, block=block, replaces=replaces, pools=pools, refit=config.refit, passes=passes,
+        whole=config.region is None, block=block, replaces=replaces, pools=pools, refit=config.refit,
+        confusion=confusion, undefined=config.undefined, excluded=config.excluded, passes=passes,
         grids=grids, blocks=blocks, engine=config.cluster.engine,
         tasks=tasks, task_bytes=needed, peak_bytes=fixed + tasks * needed, limit_bytes=limit, read_bytes=read,
+        written_bytes=voxels * (1 + confusion),
     )  # fmt: skip
+
+
+def _shows_confusion(volume: Volume, name: str, config: RunConfig, replaces: bool) -> bool:
+    """Whether the confusion is asked for, or kept since it was asked for with the same truth."""
+    if config.confusion:
+        if config.truth is None:
+            raise ConfigError("confusion: got true, but no truth to compare the mask with; add `truth: NAME`")
+        check_paintable(volume, name)
+        return True
+    kept = volume.confusion(name)
+    return not replaces and kept is not None and kept.truth is not None and kept.truth == config.truth
 
 
 def _pools(volume: Volume, name: str, config: RunConfig, replaces: bool) -> bool:
@@ -202,7 +235,7 @@ def tiles_done(plan: Plan) -> int:
     tables = RunTables(volume, plan.name)
     if plan.truth is not None and plan.truth not in tables.truths():
         return 0
-    return int(valid_tiles(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region)).sum())
+    return int(valid_tiles(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region), plan.confusion).sum())
 
 
 def parallelism(config: RunConfig) -> tuple[int, int]:
@@ -220,7 +253,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_block(volume: Volume, recipe: Recipe, allowed: int) -> Triple:
+def choose_block(volume: Volume, recipe: Recipe, allowed: int, confusion: bool = False) -> Triple:
     """Largest block whose task stays within ``allowed`` bytes: whole slices, else rows of shards, else fewer shards.
 
     The smallest block is taken where none fits.
@@ -232,7 +265,7 @@ def choose_block(volume: Volume, recipe: Recipe, allowed: int) -> Triple:
     columns = [width, *range((width - 1) // SHARD[2] * SHARD[2], 0, -SHARD[2])]
     candidates: list[Triple] = [(1, row, width) for row in rows] + [(1, rows[-1], column) for column in columns]
     for block in candidates:
-        if task_bytes(volume, recipe, block) <= allowed:
+        if task_bytes(volume, recipe, block, confusion) <= allowed:
             return block
     return smallest_block(volume, recipe)
 
@@ -245,12 +278,13 @@ def smallest_block(volume: Volume, recipe: Recipe) -> Triple:
     return 1, min(height, SHARD[1]), min(width, SHARD[2])
 
 
-def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
+def task_bytes(volume: Volume, recipe: Recipe, block: Triple, confusion: bool = False) -> int:
     """Planned peak memory of one task on a block of this shape.
 
     The image with its halo; the upper levels of the mask, which are a third of it, and which the task that makes them
     for several blocks needs in a thread that has kept the rest; the tile tables; what is filtered at once, with its
-    halo and without; and chunks or shards of image, truth and mask, decoded and encoded.
+    halo and without; and chunks or shards of image, truth and mask, decoded and encoded. With the confusion its own
+    upper levels, its shard, encoded, and what is compared and weighed at once.
     """
     itemsize = volume.dtype.itemsize
     _, height, width = block
@@ -266,6 +300,8 @@ def task_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     copies = 1 if is_fast(recipe.denoise.window) else 2
     part = (padded * copies + part_y * part_x) * itemsize
     planes = _plane_bytes(volume, recipe, block) + padded * _drawn_bytes(recipe)
+    if confusion:
+        planes += levels + SHARD[1] * SHARD[2] + 3 * part_y * part_x
     return window + levels + tables + part + planes + CODEC_SHARDS * SHARD[1] * SHARD[2] * itemsize
 
 
@@ -276,6 +312,8 @@ def _with_model(recipe: Recipe, volume: Volume) -> Recipe:
         return recipe
     path = Path(segmenter.model)
     digest = file_digest(path)
+    if segmenter.digest not in (None, digest):
+        raise ConfigError(f"segmenter.digest: got {segmenter.digest}, but {path} has {digest}; leave it out")
     classifier = load_classifier(path, digest)
     classifier.check_image(image_of(recipe.document(), volume.dtype.name), str(path))
     found = {"model": str(path.resolve()), "digest": digest, "halo": (0, classifier.halo, classifier.halo)}
@@ -284,13 +322,16 @@ def _with_model(recipe: Recipe, volume: Volume) -> Recipe:
 
 def _plane_bytes(volume: Volume, recipe: Recipe, block: Triple) -> int:
     """Memory of what stages hold of a whole block beside its image."""
-    voxel = 0
+    voxel, voxels = 0, block[1] * block[2]
     if recipe.valid is not None:
         voxel += 1
     if recipe.correct is not None:
         voxel += volume.dtype.itemsize * ((recipe.correct.match, recipe.correct.clahe) != (None, None))
-    voxel += recipe.clean is not None and recipe.clean.slicewise  # its mask
-    return voxel * block[1] * block[2]
+    queue = 0
+    if recipe.clean is not None and recipe.clean.slicewise:
+        voxel += 1  # its mask
+        queue = QUEUE_BYTES * min(max(recipe.clean.small_objects or 0, recipe.clean.small_holes or 0), voxels)
+    return voxel * voxels + queue
 
 
 def _drawn_bytes(recipe: Recipe) -> int:
@@ -357,20 +398,40 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _check_stages(recipe: Recipe, volume: Volume) -> None:
     top = int(np.iinfo(volume.dtype).max)
-    if recipe.valid is not None and (recipe.valid.padding or 0) > top:
-        raise ConfigError(f"valid.padding: got {recipe.valid.padding}, {volume.dtype} images have levels 0 to {top}")
-    if recipe.valid is not None and recipe.valid.label is not None:
-        volume.truth(recipe.valid.label)
-    if recipe.correct is not None and (recipe.correct.match or 0) >= volume.shape[0]:
-        raise ConfigError(
-            f"correct.match: got {recipe.correct.match}, the volume has slices 0 to {volume.shape[0] - 1}"
-        )
-    for stage in (recipe.denoise, recipe.segmenter):
-        if isinstance(stage, PythonDenoise | PythonSegmenter):
-            find_target(stage.target)
+    if recipe.valid is not None:
+        _check_valid(recipe.valid, volume, top)
+    if recipe.correct is not None and recipe.correct.match is not None:
+        _check_match(recipe.correct.match, volume)
     if not recipe.threshold.fits(top):
         got = recipe.threshold.model_dump(by_alias=True)["level"]
         raise ConfigError(f"threshold.level: got {got:g}, {volume.dtype} images have levels 0 to {top}")
+    for section, stage in (("denoise", recipe.denoise), ("segmenter", recipe.segmenter)):
+        if isinstance(stage, PythonDenoise | PythonSegmenter):
+            _check_target(section, stage.target)
+
+
+def _check_valid(valid: Valid, volume: Volume, top: int) -> None:
+    if (valid.padding or 0) > top:
+        raise ConfigError(f"valid.padding: got {valid.padding}, {volume.dtype} images have levels 0 to {top}")
+    if valid.label is not None:
+        try:
+            volume.truth(valid.label)
+        except MissingInputError as error:
+            raise MissingInputError(f"valid.label: {error}") from error
+
+
+def _check_match(z: int, volume: Volume) -> None:
+    if z >= volume.shape[0]:
+        raise ConfigError(f"correct.match: got {z}, the volume has slices 0 to {volume.shape[0] - 1}")
+    if not volume.slices.present()[z]:
+        raise ConfigError(f"correct.match: got {z}, a slice that does not exist; add it, or match another one")
+
+
+def _check_target(section: str, target: str) -> None:
+    try:
+        find_target(target)
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error}") from error
 
 
 def _gb(size: int) -> str:

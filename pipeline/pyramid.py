@@ -1,7 +1,7 @@
 """Images and labels with their levels: each half the size of the one before, in the plane only.
 
 An image keeps its mean; a label keeps its vessels, because a capillary one voxel wide must not vanish when a person
-zooms out.
+zooms out. (What a confusion keeps, `pipeline.confusion_label` says.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.compiled import kernel
 from pipeline.errors import DamageError, ShapeMismatchError
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.scratch import scratch
-from pipeline.store import SHARD, ShardedArray
+from pipeline.store import ALL_FILL, SHARD, ShardedArray
 
 Plane = NDArray[Any]
 Reduce = Callable[[Plane, Plane], None]
@@ -58,6 +58,10 @@ class Pyramid:
         if array.shards.step != SHARD:  # records have one digest for each of these
             raise DamageError(f"{array.path}: has shards of {array.shards.step}, not {SHARD}; restore it from a copy")
         return array
+
+    def start_levels(self, buffer: str) -> Levels:
+        """Return what makes levels 1, 2, ... of a slice, in the `scratch` buffer of this name."""
+        return Levels(self, buffer)
 
     def writer(self, box: Box, staging: Path, with_levels: bool) -> SliceWriter:
         """Return what writes a box of one slice; with its levels, if that is all of it."""
@@ -108,6 +112,25 @@ class Pyramid:
             array.resize(slices)
 
 
+class Levels:
+    """Levels 1, 2, ... of one slice, made of its chunks as they come."""
+
+    def __init__(self, pyramid: Pyramid, buffer: str) -> None:
+        self._reduce = pyramid.reduction
+        self._first = [scratch.array(buffer, array.shape[1:], array.dtype) for array in pyramid.levels[1:2]]
+
+    def take(self, part: Box, values: NDArray[Any]) -> None:
+        """Take whole chunks, (1, y, x), in any order; of those that come twice, the last ones count."""
+        (_, top, left), (_, bottom, right) = part.start, part.stop
+        for first in self._first:
+            self._reduce(values[0], first[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2])
+
+    def planes(self) -> Iterator[Plane]:
+        """Levels 1, 2, ..., (y, x), once all of the slice is in, each valid until the next one."""
+        for first in self._first:
+            yield from itertools.chain([first], reduced_levels(first, self._reduce))
+
+
 class SliceWriter:
     """Writes a box of one slice of a pyramid, chunk by chunk while each is in cache; then the slice's levels."""
 
@@ -116,8 +139,7 @@ class SliceWriter:
         self._cells = pyramid.full.shards.cover(box)
         self._digests = np.zeros(self._cells.shape, np.uint64)
         self._encoder = pyramid.full.encoder()
-        level_one = pyramid.levels[1:2] if with_levels else []
-        self._first = [scratch.array("level 1", array.shape[1:], array.dtype) for array in level_one]
+        self._levels = pyramid.start_levels("level 1") if with_levels else None
 
     def write(self, part: Box, values: NDArray[Any]) -> None:
         """Write chunks of one shard, (1, y, x); those of a shard come in C order, and before those of the next one."""
@@ -138,15 +160,21 @@ class SliceWriter:
 
     def reduce(self, part: Box, values: NDArray[Any]) -> None:
         """Take whole chunks into level 1."""
-        (_, top, left), (_, bottom, right) = part.start, part.stop
-        for first in self._first:
-            self._pyramid.reduction(values[0], first[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2])
+        if self._levels is not None:
+            self._levels.take(part, values)
+
+    def discard(self, part: Box) -> None:
+        """Make a shard that was written all fill."""
+        full = self._pyramid.full
+        full.erase(part)
+        (shard,) = full.shards.cover(part)
+        self._digests[tuple(index - first for index, first in zip(shard, self._cells.start, strict=True))] = ALL_FILL
+        self.reduce(part, np.full(part.shape, full.fill, full.dtype))
 
     def write_levels(self) -> None:
         """Write levels 1, 2, ..., once all of the slice is in."""
-        for first in self._first:
-            planes = itertools.chain([first], reduced_levels(first, self._pyramid.reduction))
-            for array, plane in zip(self._pyramid.levels[1:], planes, strict=True):
+        if self._levels is not None:
+            for array, plane in zip(self._pyramid.levels[1:], self._levels.planes(), strict=True):
                 array.write(Box.of_slice(self._z, plane.shape), plane[None], self._staging)
 
     def finish(self) -> NDArray[np.uint64]:

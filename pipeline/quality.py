@@ -1,19 +1,16 @@
-"""Quality control: a few numbers for each tile, and the tiles and slices whose numbers are unlike the others'.
+"""Quality of tiles: a few numbers for each, by which one is told from the others; see `pipeline.flags`.
 
-The numbers are made while a tile is segmented, so they must cost little: one look at its raw voxels, the joint table
-that there is anyway, and a Fourier transform of its row and column means. Measured on one core of an EPYC (Zen 4), per
+They are made while a tile is segmented, so they must cost little: one look at its raw voxels, the joint table that
+there is anyway, and a Fourier transform of its row and column means. Measured on one core of an EPYC (Zen 4), per
 512x512 tile: 8 bit 0.08 ms, 16 bit 0.2 ms.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from pipeline.compiled import kernel
@@ -25,13 +22,13 @@ Voxels = NDArray[Any]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-_Tiles = tuple[tuple[int, int], int, int]  # shape of a plane, side of its tiles, and the first that is asked for
-_Lanes = tuple[Voxels, Voxels, Voxels]  # of nothing: their dtypes are what counts
+_Cut = tuple[tuple[int, int], tuple[int, int], int]  # corner and shape of a part of a plane, and side of its tiles
 _Place = tuple[int, int, int, int]  # a tile in a flat plane: its first voxel, voxels from row to row, height, width
+_Lanes = tuple[Voxels, Voxels, Voxels]  # of nothing: their dtypes are what counts
 
 
 class Measure(IntEnum):
-    """Columns of a table of measures; see `measure_tiles`."""
+    """Columns of a table of measures; see `measure_voxels` and `measure_tables`."""
 
     FOCUS = 0
     SATURATION = 1
@@ -42,40 +39,13 @@ class Measure(IntEnum):
     CHATTER = 6
 
 
-class Flag(IntFlag):
-    """In what a tile or slice is unlike the others; see `outliers`."""
-
-    BLURRED = 1
-    SATURATED = 2
-    DARK = 4
-    BRIGHT = 8
-    LOW_CONTRAST = 16
-    EMPTY = 32
-    CHATTER = 64
-
-
 CHATTER_SIDE = 32
 """Voxels that a tile must have along both axes for its bands to be told from anything else."""
 
-MOSTLY_EMPTY = 0.5
-"""A tile of more emptiness sets no norm for others."""
-
-LEAST_TILES = 9
-"""Tiles of a slice that set a norm: with fewer, none of them is flagged."""
-
-LEAST_SLICES = 5
-"""Slices that set a norm: with fewer, none of them is flagged."""
-
-DEVIATIONS = 4.0
-"""Standard deviations, estimated robustly, that a value may lie from the median."""
-
-_NONE = Flag(0)
-
-_SIGMA = 1.4826  # of median absolute deviations in a standard deviation, where values are distributed normally
-
 _SAMPLES = 32  # along each axis of a tile, at least: they find its quartiles within 4 % of its standard deviation
-_ROWS = 256  # of 8 bit, whose sum 16 bits hold
-_SEGMENT = 2048  # voxels of a row of 8 bit, whose squared Laplacians sum up to less than 2**31
+_ROWS = 255  # which 8 bits count, and of 8 bit, whose sum 16 bits hold
+_SUMMED = 256  # voxels of 8 bit, whose sum 16 bits hold
+_SQUARED = 2048  # voxels of 8 bit, whose squared Laplacians sum up to less than 2**31
 
 # A band of chatter is a line in a spectrum. It repeats at least 8 times in a tile, each time in 2.5 voxels or more, and
 # stands out from what is around it: further than the line is wide (3 bins to each side), but near (10 bins). What is
@@ -83,33 +53,27 @@ _SEGMENT = 2048  # voxels of a row of 8 bit, whose squared Laplacians sum up to 
 _REPEATS, _HIGHEST, _NEAR, _FAR, _EXCESS = 8, 0.4, 3, 10, 4.0
 
 
-def measure_tiles(plane: Voxels, side: int, tables: NDArray[np.uint32], first: int = 0) -> NDArray[np.float32]:
-    """Measure some of the tiles that a plane is cut into.
+def measure_voxels(plane: Voxels, corner: tuple[int, int], shape: tuple[int, int], side: int) -> Floats:
+    """Measure the voxels of the tiles that a part of a plane is cut into.
 
     Parameters
     ----------
     plane
-        ``(h, w)`` uint8 or uint16 raw grey levels, not inverted, from the corner of a tile on. A part of a larger plane
-        is read where it is; copied, unless the voxels of a row follow each other.
+        ``(h, w)`` uint8 or uint16 raw grey levels, not inverted; copied, unless C-contiguous.
+    corner, shape
+        First voxel and size of the part, (y, x); a tile begins there. What is around it is not looked at.
     side
-        Of a tile, in voxels; those at the far edges may be smaller.
-    tables
-        ``(tiles, 3, levels)`` uint32: the joint tables of these tiles, of filtered levels, inverted or not.
-    first
-        Number of the first tile, in C order.
+        Of a tile, in voxels; those at the far edges of the part may be smaller.
 
     Returns
     -------
     ndarray
-        ``(tiles, len(Measure))`` float32, the same bits whatever else is in the plane:
+        ``(tiles, len(Measure))`` float64, in C order, valid until the next call of this thread:
 
         - ``FOCUS``: variance of the Laplacian, with four neighbours [1]_, of the inner voxels; in grey levels squared.
         - ``SATURATION``: share of the voxels at the lowest or highest level that the dtype has.
         - ``MEAN``: grey level.
-        - ``CONTRAST``: of the table, from the lowest level with a hundredth of the voxels at or below it, to the
-          highest with as many at or above it; in grey levels.
-        - ``SEPARABILITY``: of the table, the variance between the classes of Otsu's level, over the variance; 0 to 1,
-          and 0 where all voxels have one level.
+        - ``CONTRAST``, ``SEPARABILITY``: NaN, until `measure_tables` writes them.
         - ``EMPTINESS``: share of the inner voxels that equal all their four neighbours. Noise leaves few of them, and
           whatever was not imaged has nothing else: a mosaic's padding, of any level, or a lake of saturated voxels.
         - ``CHATTER``: amplitude of the strongest periodic band of rows or columns, over the mean; see the notes.
@@ -120,7 +84,7 @@ def measure_tiles(plane: Voxels, side: int, tables: NDArray[np.uint32], first: i
     Raises
     ------
     ShapeMismatchError
-        There are fewer tiles, or the plane or the tables are of another kind.
+        The plane is of another kind, or the part is not in it.
 
     Notes
     -----
@@ -139,55 +103,65 @@ def measure_tiles(plane: Voxels, side: int, tables: NDArray[np.uint32], first: i
     """
     if plane.ndim != 2 or plane.dtype not in (np.uint8, np.uint16):
         raise ShapeMismatchError(f"plane: got {plane.dtype} {plane.shape}, expected uint8 or uint16 of two axes")
-    if tables.ndim != 3 or tables.shape[1] != 3:
-        raise ShapeMismatchError(f"tables: got shape {tables.shape}, expected (tiles, 3, levels)")
-    if not 0 <= first <= first + len(tables) <= count_tiles(plane.shape, side):
-        raise ShapeMismatchError(f"tables: got {len(tables)} from tile {first}, the plane {plane.shape} has fewer")
-    tiles, size = len(tables), 1 << max(0, side - 1).bit_length()
+    if any(not 0 <= at <= at + size <= length for at, size, length in zip(corner, shape, plane.shape, strict=True)):
+        raise ShapeMismatchError(f"shape: got {shape} from {corner} on, the plane has {plane.shape}")
+    tiles, size = count_tiles(shape, side), 1 << max(0, side - 1).bit_length()
     measures = scratch.array("measures", (tiles, len(Measure)), np.float64)
     profiles = scratch.array("profiles", (tiles, 2, size), np.float64)
-    flat, stride = _flat(plane)
-    _measure_voxels(flat, stride, (plane.shape, side, first), _LANES[plane.itemsize], measures, profiles)
-    _measure_tables(tables, measures)
+    cut = corner, shape, side
+    _measure_voxels(np.ascontiguousarray(plane), cut, _LANES[plane.itemsize], measures, profiles)
     # A transform is made for each profile by itself, so its bits do not depend on how many there are.
-    _measure_profiles(np.fft.rfft(profiles), (plane.shape, side, first), measures)
-    return measures.astype(np.float32)
+    _measure_profiles(np.fft.rfft(profiles), cut, measures)
+    return measures
+
+
+def measure_tables(tables: NDArray[np.uint32], measures: Floats) -> None:
+    """Measure the joint tables of tiles, and write what is found beside what was of their voxels.
+
+    Parameters
+    ----------
+    tables
+        ``(tiles, 3, levels)`` uint32, of grey levels that may be corrected, filtered, inverted, or only valid ones.
+    measures
+        Output, ``(tiles, len(Measure))`` float64, of which two columns are written, unless a table is empty:
+
+        - ``CONTRAST``: from the lowest level with a hundredth of the voxels at or below it, to the highest with as many
+          at or above it; in grey levels.
+        - ``SEPARABILITY``: the variance between the classes of Otsu's level, over the variance; 0 to 1, and 0 where all
+          voxels have one level.
+
+    Raises
+    ------
+    ShapeMismatchError
+        The tables are of another kind, or not as many.
+    """
+    if tables.ndim != 3 or tables.shape[1] != 3 or measures.shape != (len(tables), len(Measure)):
+        raise ShapeMismatchError(f"tables: got shape {tables.shape}, expected ({len(measures)}, 3, levels)")
+    _measure_tables(tables, measures)
 
 
 _LANES: dict[int, _Lanes] = {
     1: (np.empty(0, np.uint16), np.empty(0, np.int16), np.empty(0, np.int32)),
     2: (np.empty(0, np.uint32), np.empty(0, np.int32), np.empty(0, np.int64)),
 }
-# Their dtypes are the narrowest for the sum of `_ROWS` voxels, for a Laplacian, and for the sum of the squares of a
-# segment's: the wider they are, the fewer fit into a vector.
-
-
-def _flat(plane: Voxels) -> tuple[Voxels, int]:
-    """All voxels from a plane's first to its last, read-only, and how many there are from row to row."""
-    height, width = plane.shape
-    row, voxel = plane.strides
-    if not plane.flags.c_contiguous and (voxel != plane.itemsize or row % voxel or row < width * voxel):
-        plane = np.ascontiguousarray(plane)
-    stride = width if plane.flags.c_contiguous else plane.strides[0] // plane.itemsize
-    length = (height - 1) * stride + width if plane.size else 0
-    return as_strided(plane, (length,), (plane.itemsize,), writeable=False), stride
+# Their dtypes are the narrowest for sums of `_SUMMED` or `_ROWS` voxels, for a Laplacian, and for the sum of the
+# squares of `_SQUARED`: the wider they are, the fewer fit into a vector.
 
 
 @kernel
-def _measure_voxels(
-    flat: Voxels, stride: int, tiles: _Tiles, lanes: _Lanes, measures: Floats, profiles: Floats
-) -> None:
-    shape, side, first = tiles
-    line, sums = np.empty(side, lanes[0].dtype), np.empty((2, side), np.int64)
+def _measure_voxels(plane: Voxels, cut: _Cut, lanes: _Lanes, measures: Floats, profiles: Floats) -> None:
+    corner, shape, side = cut
+    stride = plane.shape[1]
+    flat, sums = plane.reshape(-1), np.empty((2, side), np.int64)
     for index in range(measures.shape[0]):
-        top, bottom, left, right = tile_bounds(first + index, shape, side)
+        top, bottom, left, right = tile_bounds(index, shape, side)
         height, width = bottom - top, right - left
-        tile = top * stride + left, stride, height, width
+        tile = (corner[0] + top) * stride + corner[1] + left, stride, height, width
         measures[index, :] = np.nan
         profiles[index] = 0
         if height and width:
             rows, columns = sums[0, :height], sums[1, :width]
-            total, saturated, equal, squares = _sum_tile(flat, tile, lanes, line, rows, columns)
+            total, saturated, equal, squares = _sum_tile(flat, tile, lanes, rows, columns)
             measures[index, Measure.MEAN] = total / (height * width)
             measures[index, Measure.SATURATION] = saturated / (height * width)
             if min(height, width) >= 3:
@@ -200,67 +174,104 @@ def _measure_voxels(
 
 
 @kernel
-def _sum_tile(
-    flat: Voxels, tile: _Place, lanes: _Lanes, line: Voxels, rows: Counts, columns: Counts
-) -> tuple[int, int, int, int]:
-    """Sum up voxels, saturated ones, inner ones in a flat place, and squared Laplacians; write the sums of lines."""
+def _sum_tile(flat: Voxels, tile: _Place, lanes: _Lanes, rows: Counts, columns: Counts) -> tuple[int, int, int, int]:
+    """Sum up voxels, saturated ones, inner ones in a flat place, and squared Laplacians; write the sums of lines.
+
+    Loops are over lines, and each has one width of integers: so all of them are of full vectors.
+    """
     begin, stride, height, width = tile
     limits = _limits(flat, tile)
+    near, line, steps = np.empty(width, flat.dtype), np.zeros(width, lanes[0].dtype), np.empty(width, lanes[1].dtype)
+    full, level = np.zeros(width, np.uint8), np.zeros(width, np.uint8)
     total = saturated = equal = squares = 0
     columns[:] = 0
     for y in range(height):
+        at = begin + y * stride
+        if _bring_in(flat, at, limits, near):
+            _count_saturated(flat, at, full)
         rows[y] = 0
-        inner = 0 < y < height - 1 and width > 2
-        for x in range(0, width, _SEGMENT):
-            at, count = begin + y * stride + x, min(_SEGMENT, width - x)
-            part = line[x : x + count]
-            if y % _ROWS == 0:
-                part[:] = 0
-            some = _sum_segment(flat, at, limits, part)
-            total, rows[y], saturated = total + some[0], rows[y] + some[1], saturated + some[2]
-            if inner:
-                more = _sum_inner(flat, at, stride, lanes, count)
-                equal, squares = equal + more[0], squares + more[1]
-        if inner:  # what was summed up beyond the inner voxels, so that the loop above is of whole vectors
-            for x in (0, width - 1):
-                more = _sum_inner(flat, begin + y * stride + x, stride, lanes, 1)
-                equal, squares = equal - more[0], squares - more[1]
+        for x in range(0, width, _SUMMED):
+            count = min(_SUMMED, width - x)
+            total += _sum_segment(flat, at + x, count, line)
+            rows[y] += _add_segment(near, x, count, line)
+        if 0 < y < height - 1 and width > 2:
+            _fill_steps(flat, at, stride, steps, level)
+            steps[0] = steps[width - 1] = 0
+            for x in range(0, width, _SQUARED):
+                squares += _sum_squares(steps, x, min(_SQUARED, width - x), lanes[2])
         if y % _ROWS == _ROWS - 1 or y == height - 1:
             for x in range(width):
                 columns[x] += line[x]
+                saturated += full[x]
+                equal += level[x] if 0 < x < width - 1 else 0
+            line[:], full[:], level[:] = 0, 0, 0
     return total, saturated, equal, squares
 
 
 @kernel
-def _sum_segment(flat: Voxels, at: int, limits: tuple[Any, Any], line: Voxels) -> tuple[Any, Any, Any]:
-    """Sum up the voxels of a part of a row, the same with far ones brought in, and the saturated ones."""
-    begin, (low, high), count = np.uint64(at), limits, line.dtype.type
-    lowest, highest = flat.dtype.type(0), flat.dtype.type(~flat.dtype.type(0))
-    total = inside = np.uint32(0)
-    saturated = count(0)
-    for x in range(np.uint64(line.size)):
+def _bring_in(flat: Voxels, at: int, limits: tuple[Any, Any], near: Voxels) -> bool:
+    """Bring the voxels of a line within limits; return whether there are saturated ones."""
+    begin, (low, high) = np.uint64(at), limits
+    least, most = flat.dtype.type(~flat.dtype.type(0)), flat.dtype.type(0)
+    for x in range(np.uint64(near.size)):
         voxel = flat[begin + x]
-        near = min(max(voxel, low), high)
-        total = np.uint32(total + voxel)
-        inside = np.uint32(inside + near)
-        saturated = count(saturated + ((voxel == lowest) | (voxel == highest)))
-        line[x] += near
-    return total, inside, saturated
+        near[x] = min(max(voxel, low), high)
+        least, most = min(least, voxel), max(most, voxel)
+    return bool(least == 0 or most == 256**flat.itemsize - 1)
 
 
 @kernel
-def _sum_inner(flat: Voxels, at: int, stride: int, lanes: _Lanes, length: int) -> tuple[Any, Any]:
-    """Count the voxels of a part of a row that equal their four neighbours, and sum up the squares of the Laplacian."""
-    here, above, below = np.uint64(at), np.uint64(at - stride), np.uint64(at + stride)
-    before, after = np.uint64(at - 1), np.uint64(at + 1)
-    count, narrow, wide = lanes[0].dtype.type, lanes[1].dtype.type, lanes[2].dtype.type
-    equal, squares = count(0), wide(0)
+def _count_saturated(flat: Voxels, at: int, full: NDArray[np.uint8]) -> None:
+    """Count, in each column, the voxels that are saturated."""
+    begin = np.uint64(at)
+    lowest, highest = flat.dtype.type(0), flat.dtype.type(~flat.dtype.type(0))
+    for x in range(np.uint64(full.size)):
+        voxel = flat[begin + x]
+        full[x] = np.uint8(full[x] + ((voxel == lowest) | (voxel == highest)))
+
+
+@kernel
+def _sum_segment(flat: Voxels, at: int, length: int, line: Voxels) -> Any:
+    """Sum of a part of a line, of the dtype of ``line``."""
+    begin, wide = np.uint64(at), line.dtype.type
+    total = wide(0)
     for x in range(np.uint64(length)):
+        total = wide(total + flat[begin + x])
+    return total
+
+
+@kernel
+def _add_segment(near: Voxels, first: int, length: int, line: Voxels) -> Any:
+    """Sum of a part of a line, which is added to the sums of columns."""
+    begin, wide = np.uint64(first), line.dtype.type
+    total = wide(0)
+    for x in range(np.uint64(length)):
+        voxel = near[begin + x]
+        line[begin + x] = wide(line[begin + x] + voxel)
+        total = wide(total + voxel)
+    return total
+
+
+@kernel
+def _fill_steps(flat: Voxels, at: int, stride: int, steps: Voxels, level: NDArray[np.uint8]) -> None:
+    """Write the Laplacian of a line, and count, in each column, the voxels that equal their four neighbours."""
+    here, above, below = np.uint64(at), np.uint64(at - stride), np.uint64(at + stride)
+    before, after, step = np.uint64(at - 1), np.uint64(at + 1), steps.dtype.type
+    for x in range(np.uint64(steps.size)):
         voxel, a, b, c, d = flat[here + x], flat[above + x], flat[below + x], flat[before + x], flat[after + x]
-        step = narrow(narrow(a) + narrow(b) + narrow(c) + narrow(d) - 4 * narrow(voxel))
-        squares = wide(squares + wide(step) * wide(step))
-        equal = count(equal + ((a == voxel) & (b == voxel) & (c == voxel) & (d == voxel)))
-    return equal, squares
+        level[x] = np.uint8(level[x] + ((a == voxel) & (b == voxel) & (c == voxel) & (d == voxel)))
+        steps[x] = step(step(a) + step(b) + step(c) + step(d) - 4 * step(voxel))
+
+
+@kernel
+def _sum_squares(steps: Voxels, first: int, length: int, square: Voxels) -> Any:
+    """Sum of the squares of a part of a line, of the dtype of ``square``."""
+    begin, wide = np.uint64(first), square.dtype.type
+    total = wide(0)
+    for x in range(np.uint64(length)):
+        step = wide(steps[begin + x])
+        total = wide(total + step * step)
+    return total
 
 
 @kernel
@@ -382,11 +393,11 @@ def _separability(counts: Counts) -> float:
 
 
 @kernel
-def _measure_profiles(spectra: NDArray[np.complex128], tiles: _Tiles, measures: Floats) -> None:
-    shape, side, first = tiles
+def _measure_profiles(spectra: NDArray[np.complex128], cut: _Cut, measures: Floats) -> None:
+    _, shape, side = cut
     power = np.empty(spectra.shape[2])
     for index in range(measures.shape[0]):
-        top, bottom, left, right = tile_bounds(first + index, shape, side)
+        top, bottom, left, right = tile_bounds(index, shape, side)
         lengths = bottom - top, right - left
         if min(lengths) < CHATTER_SIDE:
             continue
@@ -419,149 +430,3 @@ def _mean(values: Floats, first: int, last: int) -> float:
     for at in range(first, last + 1):
         total += values[at]
     return total / (last + 1 - first)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """How far a measure may be from its median.
-
-    As a logarithm of ``1 + measure``, where only ratios mean something. ``tile`` and ``slice`` are the least distances
-    that matter, however alike the others are: what vessels alone do to a tile of the phantom, or less to a slice.
-    """
-
-    measure: Measure
-    ratio: bool
-    tile: float
-    slice: float
-    below: Flag = _NONE
-    above: Flag = _NONE
-
-
-_RULES = (
-    _Rule(Measure.FOCUS, True, math.log(2), math.log(1.25), below=Flag.BLURRED),
-    _Rule(Measure.SATURATION, False, 0.05, 0.02, above=Flag.SATURATED),
-    _Rule(Measure.MEAN, True, math.log(1.25), math.log(1.1), below=Flag.DARK, above=Flag.BRIGHT),
-    _Rule(Measure.CONTRAST, True, math.log(3), math.log(1.5), below=Flag.LOW_CONTRAST),
-    _Rule(Measure.EMPTINESS, False, 0.1, 0.05, above=Flag.EMPTY),
-    _Rule(Measure.CHATTER, False, 0.0075, 0.005, above=Flag.CHATTER),
-)
-
-
-def outliers(values: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Flag the tiles of one slice that are unlike its others.
-
-    Parameters
-    ----------
-    values
-        ``(rows, columns, len(Measure))`` float32, see `measure_tiles`.
-    present
-        ``(rows, columns)`` bool: tiles that were measured.
-
-    Returns
-    -------
-    ndarray
-        ``(rows, columns)`` uint8, a sum of `Flag`: a measure is further from the median than `DEVIATIONS` standard
-        deviations, these being 1.4826 times the median absolute deviation, and than a least distance (a ratio of 2 of
-        focus, 1.25 of mean and 3 of contrast; 0.05 of saturation, 0.1 of emptiness, 0.0075 of chatter). Median and
-        deviation are those of the tiles that are present and not `MOSTLY_EMPTY`. 0 where a tile is absent, everywhere
-        where fewer than `LEAST_TILES` set the norm, and for a measure that is NaN.
-
-    Raises
-    ------
-    ShapeMismatchError
-        The shapes do not belong together.
-    """
-    _check_values(values, present, axes=2)
-    rows = np.where(present[..., None], values, np.nan).reshape(-1, len(Measure))
-    return _flag(rows, [rule.tile for rule in _RULES], LEAST_TILES).reshape(present.shape)
-
-
-def flag_tiles(values: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Flag the tiles of each slice of a volume, ``(z, rows, columns, len(Measure))``, as `outliers` does."""
-    _check_values(values, present, axes=3)
-    flags = np.zeros(present.shape, np.uint8)
-    for z in range(len(flags)):
-        flags[z] = outliers(values[z], present[z])
-    return flags
-
-
-def slice_outliers(values: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Flag the slices of a volume that are unlike its others: an out-of-focus one is like itself everywhere.
-
-    Parameters
-    ----------
-    values
-        ``(z, rows, columns, len(Measure))`` float32, see `measure_tiles`.
-    present
-        ``(z, rows, columns)`` bool: tiles that were measured.
-
-    Returns
-    -------
-    ndarray
-        ``(z,)`` uint8, a sum of `Flag`, from `slice_medians` as those of a tile are from its measures, but with lower
-        least distances (a ratio of 1.25 of focus, 1.1 of mean and 1.5 of contrast; 0.02 of saturation, 0.05 of
-        emptiness, 0.005 of chatter), and `LEAST_SLICES`.
-
-    Raises
-    ------
-    ShapeMismatchError
-        The shapes do not belong together.
-    """
-    return _flag(slice_medians(values, present), [rule.slice for rule in _RULES], LEAST_SLICES)
-
-
-def slice_medians(values: NDArray[np.float32], present: NDArray[np.bool_]) -> Floats:
-    """Median of each measure over the tiles of each slice, of a table as `slice_outliers` takes it.
-
-    Returns
-    -------
-    ndarray
-        ``(z, len(Measure))`` float64, over the tiles that are present and not `MOSTLY_EMPTY`, or over all that are
-        present where they all are; NaN where no tile is, or none has the measure.
-
-    Raises
-    ------
-    ShapeMismatchError
-        The shapes do not belong together.
-    """
-    _check_values(values, present, axes=3)
-    medians = np.full((len(values), len(Measure)), np.nan)
-    for z, (tiles, there) in enumerate(zip(values, present, strict=True)):
-        rows = tiles[there].astype(np.float64)
-        full = _is_full(rows)
-        for measure in Measure:
-            column = rows[full if full.any() else slice(None), measure]
-            column = column[np.isfinite(column)]
-            if column.size:
-                medians[z, measure] = np.median(column)
-    return medians
-
-
-def _check_values(values: NDArray[np.float32], present: NDArray[np.bool_], axes: int) -> None:
-    if present.ndim != axes or values.shape != (*present.shape, len(Measure)):
-        raise ShapeMismatchError(
-            f"values: got shape {values.shape}, and {present.shape} of what is present; expected {len(Measure)} "
-            f"measures for each tile, on {axes} axes"
-        )
-
-
-def _is_full(rows: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether most of a tile or slice shows something."""
-    return ~(rows[:, Measure.EMPTINESS] > MOSTLY_EMPTY)
-
-
-def _flag(rows: NDArray[Any], least: list[float], members: int) -> NDArray[np.uint8]:
-    """Flag rows ``(n, len(Measure))`` at so many distances from the median, if enough of them set the norm."""
-    flags = np.zeros(len(rows), np.uint8)
-    full = _is_full(rows)
-    for rule, distance in zip(_RULES, least, strict=True):
-        column = rows[:, rule.measure].astype(np.float64)
-        if rule.ratio:
-            column = np.log1p(column)
-        norm = column[full & np.isfinite(column)]
-        if norm.size >= members:
-            median = np.median(norm)
-            reach = max(distance, DEVIATIONS * _SIGMA * float(np.median(abs(norm - median))))
-            flags[column < median - reach] |= np.uint8(rule.below)
-            flags[column > median + reach] |= np.uint8(rule.above)
-    return flags

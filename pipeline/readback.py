@@ -6,7 +6,6 @@ still is what it was before they were read.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,7 +20,7 @@ from pipeline.disk import SILENT_FILES, is_file
 from pipeline.errors import DamageError, NotAVolumeError, PipelineError, UnavailableError
 from pipeline.geometry import Box, Triple
 from pipeline.ledger import Ledger
-from pipeline.pyramid import Pyramid, reduced_levels
+from pipeline.pyramid import Pyramid
 from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.table import Table
@@ -117,8 +116,7 @@ class Readback:
         self.bytes = 0
         self._silent: list[Finding] = []
         self._kind, self._z, self._digests = kind, z, digests
-        one = kind.pyramid.levels[1:2] if self.shards else []
-        self._first = [scratch.array(f"level 1 of {kind.folder}", level.shape[1:], level.dtype) for level in one]
+        self._levels = kind.pyramid.start_levels(f"level 1 of {kind.folder}") if self.shards else None
 
     def read(self, part: Box, buffer: str) -> Array | None:
         """Read a shard and compare it with its digest; None where nothing is known of it, or it cannot be read.
@@ -150,16 +148,14 @@ class Readback:
             self._tell(0, shard, f"has voxels other than {', '.join(map(str, sorted(set(self._kind.values))))}")
         else:
             self.right[shard[1:]] = True
-        (_, top, left), (_, bottom, right) = part.start, part.stop
-        for first in self._first:
-            self._kind.pyramid.reduction(values[0], first[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2])
+        if self._levels is not None:
+            self._levels.take(part, values)
         return values
 
     def compare_levels(self) -> None:
         """Compare levels 1, 2, ... with level 0; not where that is not as recorded: so much is told already."""
-        for first in self._first if self.right.all() else ():
-            planes = itertools.chain([first], reduced_levels(first, self._kind.pyramid.reduction))
-            for level, plane in enumerate(planes, 1):
+        if self._levels is not None and self.right.all():
+            for level, plane in enumerate(self._levels.planes(), 1):
                 self._compare_level(level, plane)
 
     def _compare_level(self, level: int, plane: Array) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.cleaning import opening_halo
 from pipeline.geometry import Triple
 from pipeline.local import gaussian_halo, local_halo
-from pipeline.model import Frozen, of_keys, of_kind, parse_name, show
+from pipeline.model import Frozen, Integer, Number, of_keys, of_kind, parse_name, show
 from pipeline.threshold import LEVEL_OF, levels_of
 
 TARGET_PATTERN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
@@ -44,7 +45,9 @@ def _parse_halo(halo: object) -> object:
 Odd = Annotated[int, BeforeValidator(_parse_odd)]
 Target = Annotated[str, BeforeValidator(_parse_target)]
 Halo = Annotated[Triple, BeforeValidator(_parse_halo)]
-Version = Annotated[int, Field(0, ge=0, description="raise it when the function changes: what it made is made again")]
+Version = Annotated[
+    Integer, Field(0, ge=0, description="raise it when the function changes: what it made is made again")
+]
 
 
 class Valid(Frozen):
@@ -53,7 +56,9 @@ class Valid(Frozen):
     label: Annotated[str, BeforeValidator(parse_name)] | None = Field(
         None, description="label that is vessel (255) where voxels are valid"
     )
-    padding: int | None = Field(None, ge=0, le=65535, description="grey level of the image where nothing was imaged")
+    padding: Integer | None = Field(
+        None, ge=0, le=65535, description="grey level of the image where nothing was imaged"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Valid:
@@ -65,12 +70,12 @@ class Valid(Frozen):
 class Correct(Frozen):
     """What is done to the image first, in this order; all but gamma look at whole slices."""
 
-    flat_field: float | None = Field(
+    flat_field: Number | None = Field(
         None, ge=16, le=10_000, description="voxels over which illumination varies: the Gaussian that smooths it"
     )
-    match: int | None = Field(None, ge=0, le=10**6, description="slice whose histogram the others take on")
-    gamma: float | None = Field(None, gt=0, le=10, description="exponent; below 1 it brightens")
-    clahe: float | None = Field(
+    match: Integer | None = Field(None, ge=0, le=10**6, description="slice whose histogram the others take on")
+    gamma: Number | None = Field(None, gt=0, le=10, description="exponent; below 1 it brightens")
+    clahe: Number | None = Field(
         None, gt=0, le=1, description="clip limit of contrast equalisation, over regions of a tile's size"
     )
 
@@ -121,7 +126,7 @@ class GaussianDenoise(Frozen):
     """Gaussian in the plane, rounded to whole grey levels; equals SciPy's on the whole slice."""
 
     method: Literal["gaussian"] = "gaussian"
-    sigma: float = Field(1.0, gt=0, le=32, description="standard deviation in voxels")
+    sigma: Number = Field(1.0, gt=0, le=32, description="standard deviation in voxels")
 
     @property
     def window(self) -> Triple:
@@ -152,15 +157,22 @@ class HistogramThreshold(Frozen):
     scope: Literal["tile", "slice", "volume", "smooth"] = Field(
         "tile", description="voxels that share a level; smooth: levels of tiles that go over into each other"
     )
-    min_separability: float | None = Field(
+    min_separability: Number | None = Field(
         None, ge=0, le=1, description="share of the variance between the classes, below which a tile has no signal"
     )
-    min_contrast: float | None = Field(
+    min_contrast: Number | None = Field(
         None, ge=0, le=65535, description="grey levels between the classes' means, below which a tile has no signal"
     )
     on_no_signal: Literal["slice", "empty", "keep"] = Field(
         "slice", description="what a tile without signal gets: the slice's level, an empty mask, or its own level"
     )
+
+    @field_validator("on_no_signal")
+    @classmethod
+    def _of_rule(cls, then: str, info: ValidationInfo) -> str:
+        if then != "slice" and all(info.data.get(key, 0) is None for key in ("min_separability", "min_contrast")):
+            raise ValueError(f"got {then}, but nothing says what has no signal; add `min_contrast: 30`")
+        return then
 
     def fits(self, top: int) -> bool:  # noqa: ARG002
         """Whether the method makes sense for an image whose highest level is ``top``."""
@@ -185,7 +197,7 @@ class FixedThreshold(Frozen):
 
     method: Literal["fixed"] = "fixed"
     scope: Literal["tile"] = Field("tile", description="voxels that share a level")
-    level_value: float = Field(alias="level", ge=0, le=65535, description="grey level on the filtered scale")
+    level_value: Number = Field(alias="level", ge=0, le=65535, description="grey level on the filtered scale")
 
     def fits(self, top: int) -> bool:
         """Whether the level exists in an image whose highest level is ``top``."""
@@ -211,8 +223,8 @@ class LocalThreshold(Frozen):
     method: Literal["local_mean", "local_gaussian", "local_median", "niblack", "sauvola"]
     scope: Literal["voxel"] = Field("voxel", description="voxels that share a level")
     size: Odd = Field(51, description="side of the neighbourhood in voxels")
-    offset: float = Field(0.0, ge=-65535, le=65535, description="subtracted from the level; of local_ methods")
-    k: float = Field(
+    offset: Number = Field(0.0, ge=-65535, le=65535, description="subtracted from the level; of local_ methods")
+    k: Number = Field(
         -0.2, ge=-10, le=10, description="of niblack and sauvola; below 0 it lifts the level above the background"
     )
 
@@ -242,12 +254,16 @@ class LocalThreshold(Frozen):
 class Clean(Frozen):
     """What is done to the mask last, in this order."""
 
-    opening: int | None = Field(None, ge=1, le=32, description="radius in voxels of the disk that it is opened with")
-    closing: int | None = Field(None, ge=1, le=32, description="radius in voxels of the disk that it is closed with")
-    small_objects: int | None = Field(
+    opening: Integer | None = Field(
+        None, ge=1, le=32, description="radius in voxels of the disk that it is opened with"
+    )
+    closing: Integer | None = Field(
+        None, ge=1, le=32, description="radius in voxels of the disk that it is closed with"
+    )
+    small_objects: Integer | None = Field(
         None, ge=2, le=10**9, description="objects of a slice with fewer voxels than this are removed"
     )
-    small_holes: int | None = Field(
+    small_holes: Integer | None = Field(
         None, ge=2, le=10**9, description="holes of a slice with fewer voxels than this are filled"
     )
 
@@ -258,8 +274,8 @@ class Clean(Frozen):
 
     @property
     def reach(self) -> int:
-        """Voxels around one that opening and closing look at: each erodes and dilates."""
-        return 2 * ((self.opening or 0) + (self.closing or 0))
+        """Voxels around one, in the plane, that opening and then closing look at."""
+        return opening_halo(self.opening or 0) + opening_halo(self.closing or 0)
 
 
 class PythonSegmenter(Frozen):
@@ -295,7 +311,7 @@ class Recipe(Frozen):
     foreground: Literal["dark", "bright"] = Field(
         "dark", description="whether vessels are darker or brighter than tissue"
     )
-    tile: int = Field(512, ge=16, le=2048, description="side in voxels of the tile that is thresholded by itself")
+    tile: Integer = Field(512, ge=16, le=2048, description="side in voxels of the tile that is thresholded by itself")
     valid: Annotated[Valid | None, of_keys("padding: 0", optional=True)] = Field(
         None, description="voxels that count; default all"
     )
@@ -304,6 +320,12 @@ class Recipe(Frozen):
     threshold: Threshold = HistogramThreshold()
     segmenter: Annotated[Segmenter | None, of_kind("segmenter", optional=True)] = None
     clean: Annotated[Clean | None, of_keys("small_objects: 30", optional=True)] = None
+
+    @field_validator("correct", "clean")
+    @classmethod
+    def _does_something(cls, stage: Correct | Clean | None) -> Correct | Clean | None:
+        # one recipe has one form, and so one key
+        return stage if stage is not None and stage.model_dump(exclude_none=True) else None
 
     @field_validator("segmenter")
     @classmethod

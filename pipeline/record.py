@@ -50,11 +50,12 @@ def recorded(
 
 
 def done_record(tables: RunTables, tiles: Box, counts: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """What tiles that are done add to the result."""
+    """What tiles that are done, and so can be read, add to the result."""
     record = np.zeros((*tiles.shape, len(Column)), np.int64)
     record[..., : Column.VOXELS] = counts
     record[..., Column.VOXELS] = tables.grids.tiles.sizes(tiles)
     record[..., Column.DONE] = 1
-    record[..., Column.SILENT] = tables.signal.read(tiles.slices) == Signal.NONE
-    record[..., Column.BORDER :] = tables.seam.read(tiles.slices)
+    signal, _ = tables.signal.survey(tiles.slices)
+    record[..., Column.SILENT] = signal == Signal.NONE
+    record[..., Column.BORDER :], _ = tables.seam.survey(tiles.slices)
     return record

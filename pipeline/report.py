@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.activity import Activity, activity
+from pipeline.census import failed_tiles
 from pipeline.confusion import Counts, Macro, Scores, Undefined, mean_scores, scores, sum_scores
-from pipeline.errors import DamageError, MissingInputError, PipelineError
+from pipeline.errors import MissingInputError, PipelineError
+from pipeline.flags import NOTHING, Flag, count_flags, names_of
 from pipeline.geometry import Box
 from pipeline.histogram import bin_top
+from pipeline.inspection import tile_flags
 from pipeline.keys import valid_tiles
-from pipeline.ledger import Ledger
 from pipeline.recipe import HistogramThreshold, Recipe
-from pipeline.table import Table
+from pipeline.salvage import Salvage
 from pipeline.tables import RunTables, Signal, Status, run_names
 from pipeline.volume import Volume
 
@@ -88,6 +90,23 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
+class Excluded:
+    """Annotated tiles that were not scored because they are flagged.
+
+    Attributes
+    ----------
+    tiles, voxels : int
+        How many, and their annotated voxels.
+    flags : dict
+        How many have each flag that was asked for; one may have several.
+    """
+
+    tiles: int
+    voxels: int
+    flags: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Result of a run on a region.
 
@@ -104,6 +123,10 @@ class Summary:
     seam : Seam
     drift : Drift or None
         Where the volume has one level.
+    undefined : str
+        What a score is that is 0 / 0; see `pipeline.confusion.scores`.
+    excluded : Excluded or None
+        What ``annotated``, counts and scores are without, if that was asked for and there is a truth.
     failures : list of (Box, str)
     """
 
@@ -122,6 +145,8 @@ class Summary:
     elapsed_s: float | None = None
     seam: Seam = Seam(0, 0, 0, 0)
     drift: Drift | None = None
+    undefined: Undefined = "article"
+    excluded: Excluded | None = None
 
     def document(self) -> dict[str, Any]:
         """The summary as the JSON object of the command line; what is not a number is null."""
@@ -138,6 +163,8 @@ class Summary:
             "counts": None if self.counts is None else asdict(self.counts),
             "scores": None if self.scores is None else asdict(self.scores),
             "macro": None if self.macro is None else self.macro.document(),
+            "undefined": self.undefined,
+            "excluded": None if self.excluded is None else asdict(self.excluded),
             "levels": None if self.levels is None else dict(zip(keys, map(_number, self.levels), strict=True)),
             "seam": self.seam.document(),
             "drift": None
@@ -150,12 +177,18 @@ class Summary:
 
 
 def summarise(
-    volume: Volume, name: str, truth: str | None, region: Box | None = None, undefined: Undefined = "article"
+    volume: Volume,
+    name: str,
+    truth: str | None,
+    region: Box | None = None,
+    undefined: Undefined = "article",
+    exclude: Flag = NOTHING,
 ) -> Summary:
     """Sum the tables of a run over the tiles of a region, or over all.
 
     Tiles of which a table cannot be read are pending, and the table's chunk is among the failures. What a score is
-    where it is ``undefined`` is said by `pipeline.confusion.scores`.
+    where it is ``undefined`` is said by `pipeline.confusion.scores`. Tiles with a flag of those to ``exclude`` are not
+    scored, and the summary says how many these are.
 
     Raises
     ------
@@ -164,23 +197,27 @@ def summarise(
     """
     tables = RunTables(volume, name)
     tiles = tables.grids.tiles.cover(region or Box.whole(volume.shape))
-    counts, macro = None, None
+    counts, macro, excluded = None, None, None
     if truth is not None and truth not in tables.truths():
         known = ", ".join(tables.truths()) or "none yet"
         raise MissingInputError(
             f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
             f"compare it with `kesm run {volume.path} --truth {truth} --name {name}`"
         )
-    survey, has_levels = _Survey(tables, tiles), Recipe.model_validate(tables.recipe).has_levels
+    survey, has_levels = Salvage(tables, tiles), Recipe.model_validate(tables.recipe).has_levels
     status, level = survey.read(tables.status), survey.read(tables.threshold)
     signal, seam = survey.read(tables.signal), survey.read(tables.seam)
     done = valid_tiles(volume, tables, truth, tiles)
     if (~done & (status == Status.DONE)).any():  # what says so may be damaged itself
         survey.look_for_reasons(volume, truth)
+        for found in (tables.vessel, tables.quality):
+            survey.read(found)
     table = None if truth is None else survey.read(tables.truth(truth).counts)
     done &= survey.readable
     if table is not None:
         table[~done] = 0
+        if exclude:
+            excluded = _exclude(tables, tiles, exclude, table)
         counts = Counts(*(int(value) for value in table.sum(axis=(0, 1, 2))))
         macro = mean_scores(sum_scores(table, undefined), undefined)
     window = tables.grids.tiles.voxels(tiles)
@@ -189,82 +226,23 @@ def summarise(
         name=name, volume=str(volume.path), region=region, truth=truth,
         voxels=int(tables.grids.tiles.sizes(tiles)[done].sum()), annotated=counts.total if counts else 0,
         counts=counts, scores=scores(counts, undefined) if counts else None, macro=macro, levels=_levels(level[done]),
-        drift=_drift(volume, tables),
+        drift=_drift(volume, tables), undefined=undefined, excluded=excluded,
         seam=Seam(*(int(pairs) for pairs in seam[done].sum(axis=0))),
-        tiles=_tiles(volume, tiles, _failed(tables, tiles, status, failures), done, done & (signal == Signal.NONE),
+        tiles=_tiles(volume, tiles, failed_tiles(tables, tiles, status, failures), done, done & (signal == Signal.NONE),
                      done & np.isnan(level) & (signal != Signal.NONE) & has_levels),
         failures=failures + survey.damage,
     )  # fmt: skip
 
 
-class _Survey:
-    """Reads the tables of a run on a box of tiles as far as they can be read, and keeps where they cannot.
-
-    Attributes
-    ----------
-    readable : ndarray
-        bool, of the shape of the box: tiles whose chunks were all read.
-    damage : list of (Box, str)
-        Voxels and reason of each chunk that was not.
-    """
-
-    def __init__(self, tables: RunTables, tiles: Box) -> None:
-        self._tables, self._tiles = tables, tiles
-        self.readable = np.ones(tiles.shape, np.bool_)
-        self.damage: list[tuple[Box, str]] = []
-
-    def read(self, table: Table) -> NDArray[Any]:
-        """Values of a table, its fill where it is damaged."""
-        values, reasons = table.survey(self._tiles.slices)
-        for part in self._blocks() if reasons else ():  # a chunk is a block's tiles
-            _, reasons = table.survey(part.slices)
-            self._keep(part, reasons)
-        return values
-
-    def look_for_reasons(self, volume: Volume, truth: str | None) -> None:
-        """Look at what is compared to tell whether a tile is done: keys, and the digests of image and truth."""
-        ledgers = [volume.slices]
-        self.read(self._tables.mask_key)
-        if truth is not None:
-            self.read(self._tables.truth(truth).counts_key)
-            ledgers.append(volume.truth(truth)[1])
-        for ledger in ledgers:
-            self._read_digests(ledger, self._tiles.start[0], self._tiles.stop[0])
-
-    def _read_digests(self, ledger: Ledger, first: int, last: int) -> None:
-        """Find by halves the slices whose digests cannot be read."""
-        try:
-            ledger.shard_digests(first, last)
-        except DamageError as error:
-            if last - first == 1:
-                part = Box((first, *self._tiles.start[1:]), (last, *self._tiles.stop[1:]))
-                self._keep(part, [str(error)])
-                return
-            middle = (first + last) // 2
-            self._read_digests(ledger, first, middle)
-            self._read_digests(ledger, middle, last)
-
-    def _keep(self, part: Box, reasons: Sequence[str]) -> None:
-        if reasons:
-            self.readable[part.relative_to(self._tiles.start).slices] = False
-            self.damage += [(self._tables.grids.tiles.voxels(part), reason) for reason in reasons]
-
-    def _blocks(self) -> Iterator[Box]:
-        """Tiles of each block, as far as they are in the box."""
-        grids = self._tables.grids
-        for index in grids.blocks.cover(grids.tiles.voxels(self._tiles)):
-            yield grids.block_tiles(index) & self._tiles
-
-
-def _failed(
-    tables: RunTables, tiles: Box, status: NDArray[Any], failures: Sequence[tuple[Box, str]]
-) -> NDArray[np.bool_]:
-    """Tiles that have failed, unless they are done: without a mask, or with one that could not be compared."""
-    failed: NDArray[np.bool_] = status == Status.FAILED
-    for box, _ in failures:
-        cells = (tables.grids.tiles.cover(box) & tiles).relative_to(tiles.start).slices
-        failed[cells] |= status[cells] == Status.DONE
-    return failed
+def _exclude(tables: RunTables, tiles: Box, exclude: Flag, counts: NDArray[np.int64]) -> Excluded:
+    """Take the flagged tiles out of the counts of tiles, (z, y, x, 4), and say which these were."""
+    flags = tile_flags(tables, tiles.start[0], tiles.stop[0])[:, tiles.slices[1], tiles.slices[2]] & np.uint8(exclude)
+    flags[~counts.any(axis=-1)] = 0
+    left_out = flags != 0
+    voxels = int(counts[left_out].sum())
+    counts[left_out] = 0
+    found = count_flags(flags)
+    return Excluded(int(left_out.sum()), voxels, {name: found[name] for name in names_of(exclude)})
 
 
 def _tiles(volume: Volume, tiles: Box, failed: Flags, done: Flags, silent: Flags, undecided: Flags) -> Tiles:
@@ -308,7 +286,9 @@ def _number(value: float) -> float | int | None:
     return int(value) if value == int(value) else value
 
 
-def describe(volume: Volume, undefined: Undefined = "article") -> tuple[dict[str, Any], list[Summary]]:
+def describe(
+    volume: Volume, undefined: Undefined = "article", exclude: Flag = NOTHING
+) -> tuple[dict[str, Any], list[Summary]]:
     """What a volume holds, who works on it, and the summary of each run against each truth that it was compared with.
 
     What cannot be read is a line of the document's ``problems``, and stops nothing.
@@ -322,6 +302,8 @@ def describe(volume: Volume, undefined: Undefined = "article") -> tuple[dict[str
             if info.kind == "truth":
                 annotated = int(volume.truth(info.name)[1].present().sum())
                 label |= {"slices": annotated, "mapping": info.mapping}
+            elif info.kind == "confusion":
+                label |= {"run": info.run, "truth": info.truth}
             labels.append(label)
     summaries: list[Summary] = []
     works: list[Activity] = []
@@ -330,7 +312,7 @@ def describe(volume: Volume, undefined: Undefined = "article") -> tuple[dict[str
             works.append(activity(RunTables(volume, name)))
         with noted(problems):
             truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
-            summaries += [summarise(volume, name, truth, undefined=undefined) for truth in truths or [None]]
+            summaries += [summarise(volume, name, truth, None, undefined, exclude) for truth in truths or [None]]
     document = {
         "schema": SCHEMA,
         "volume": str(volume.path),

@@ -15,6 +15,7 @@ from pipeline.confusion import Counts, scores
 from pipeline.disk import disk_errors
 from pipeline.errors import ExistsError, LockedError
 from pipeline.execute import Client, Engine, Observer, Outcome, execute, finished, ignore, pooled_counts, start_engine
+from pipeline.painting import Painting, prepare_painting, remove_painting
 from pipeline.plan import Plan, check_free, make_plan
 from pipeline.recipe import HistogramThreshold
 from pipeline.record import Column
@@ -53,7 +54,7 @@ def run_plan(plan: Plan, cluster: Cluster, observer: Observer, client: Client | 
     outcome = _finished(volume, plan, observer)
     if outcome is not None:
         return _summary(volume, plan, outcome, time.monotonic() - clock)
-    job = Job(volume.path, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex)
+    job = Job(volume.path, plan.name, plan.recipe, plan.truth, uuid.uuid4().hex, plan.confusion)
     with start_engine(cluster, observer, client) as engine, _claim(volume, job):
         tables = _prepare(volume, plan)
         with Attempt(volume, tables, plan, observer) as attempt:
@@ -87,6 +88,9 @@ def _finished(volume: Volume, plan: Plan, observer: Observer) -> Outcome | None:
         return None
     tables = RunTables(volume, plan.name)
     if (tables.recipe, tables.block) != (plan.recipe.document(), plan.block):
+        return None
+    painting = Painting.of(volume, tables)
+    if plan.confusion and (painting is None or painting.truth != plan.truth):
         return None
     return finished(plan, tables, observer) if plan.truth in (None, *tables.truths()) else None
 
@@ -128,6 +132,7 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
         _sweep_staging(volume, plan.name)
         if plan.truth is not None:
             tables.create_truth(plan.truth)
+        prepare_painting(volume, tables, plan.truth if plan.confusion else None)
         volume.publish_label(plan.name)
     return tables
 
@@ -160,6 +165,7 @@ def _create(volume: Volume, plan: Plan) -> None:
 
 def _remove(volume: Volume, name: str) -> None:
     """Remove a run but for its history; killed anywhere, it leaves the old run, to be made again, or none."""
+    remove_painting(volume, name)
     volume.withdraw_label(name)
     (volume.path / "runs" / name / "zarr.json").unlink()
     for part in (volume.path / "tiles" / name, volume.path / "labels" / name, volume.path / "runs" / name / "failures"):
@@ -167,18 +173,17 @@ def _remove(volume: Volume, name: str) -> None:
 
 
 def _summary(volume: Volume, plan: Plan, outcome: Outcome, elapsed_s: float) -> Summary:
-    """The result: sums by the reduction, levels and failures from the tables."""
+    """The result: sums by the reduction, levels and failures from the tables, and scores where tiles are left out."""
     total = [int(value) for value in outcome.totals]
-    stored = summarise(volume, plan.name, plan.truth, plan.region)
-    counts = Counts(*total[: Column.VOXELS]) if plan.truth else None
+    stored = summarise(volume, plan.name, plan.truth, plan.region, plan.undefined, plan.excluded)
+    if plan.truth and not plan.excluded:
+        counts = Counts(*total[: Column.VOXELS])
+        scored = scores(counts, plan.undefined)
+        stored = replace(stored, annotated=counts.total, counts=counts, scores=scored, macro=outcome.macro)
     return replace(
         stored,
         region=None if plan.whole else plan.region,
         voxels=total[Column.VOXELS],
-        annotated=counts.total if counts else 0,
-        counts=counts,
-        scores=scores(counts) if counts else None,
-        macro=outcome.macro if plan.truth else None,
         seam=Seam(*total[Column.BORDER : Column.INSIDE_CHANGES + 1]),
         tiles=Tiles(
             total=stored.tiles.total,

@@ -16,6 +16,7 @@ from pipeline.denoise import Denoiser, denoiser
 from pipeline.errors import DamageError
 from pipeline.geometry import Box
 from pipeline.histogram import TRUTH_VESSEL, UNLABELLED, joint_histogram
+from pipeline.quality import Floats, measure_voxels
 from pipeline.recipe import Correct, Recipe
 from pipeline.scratch import scratch
 from pipeline.volume import Volume
@@ -37,12 +38,16 @@ class Scene:
     recipe : Recipe
     valid : ndarray or None
         uint8 (y, x) of the window's box: not 0 where voxels are valid; None where all are.
+    measures : ndarray or None
+        float64 (y, x, len(Measure)): what `pipeline.quality` finds in each tile of the block before it is corrected;
+        None where it is not.
     """
 
     window: Window
     recipe: Recipe
     denoise: Denoiser
     valid: NDArray[np.uint8] | None
+    measures: Floats | None
 
     @classmethod
     def of(cls, volume: Volume, recipe: Recipe, box: Box, planes: Sequence[int], digests: Array) -> Scene:
@@ -56,7 +61,7 @@ class Scene:
         halo = recipe.halo
         around = box.grow((0, *halo[1:])) & Box.whole(volume.shape)
         window = Window(volume.image.full, around, halo, planes, digests)
-        valid = None
+        valid = measures = None
         if recipe.correct or recipe.drawn:
             window.load(around)
             if window.lost.parts and (recipe.slicewise or recipe.surveys):
@@ -65,9 +70,10 @@ class Scene:
                 )
             valid = _valid_area(volume, recipe, window)
         if recipe.correct:
+            measures = np.stack([_measures(window, row, recipe.tile).copy() for row in _rows(box, recipe.tile)])
             for plane in window.values:
                 _correct(plane, recipe.correct, volume, recipe.tile)
-        return cls(window, recipe, denoiser(recipe), valid)
+        return cls(window, recipe, denoiser(recipe), valid, measures)
 
     def load(self, part: Box) -> None:
         """Make the voxels right that a part of the block needs."""
@@ -85,12 +91,34 @@ class Scene:
             self.denoise(self.window.values[first : first + depth], start, out[step + deep])
         return out
 
+    def measured(self, part: Box, cells: Box) -> Floats:
+        """Measures of the raw voxels of a part's tiles, which are these cells of the block: (tiles, len(Measure))."""
+        known = self.corrected(cells)
+        return _measures(self.window, part, self.recipe.tile) if known is None else known
+
+    def corrected(self, cells: Box) -> Floats | None:
+        """The same where voxels are corrected, and so not raw any more; else None."""
+        if self.measures is None:
+            return None
+        return np.ascontiguousarray(self.measures[cells.slices[1:]]).reshape(-1, self.measures.shape[-1])
+
     def valid_in(self, area: Box) -> NDArray[np.uint8] | None:
         """Valid voxels of an area, (y, x), C-contiguous."""
         if self.valid is None:
             return None
         _, rows, columns = area.relative_to(self.window.box.start).slices
         return np.ascontiguousarray(self.valid[rows, columns])
+
+
+def _rows(box: Box, tile: int) -> list[Box]:
+    """Rows of tiles of a box of one slice."""
+    (z, top, left), (below, bottom, right) = box.start, box.stop
+    return [Box((z, y, left), (below, min(y + tile, bottom), right)) for y in range(top, bottom, tile)]
+
+
+def _measures(window: Window, part: Box, tile: int) -> Floats:
+    corner = part.relative_to(window.box.start).start[1:]
+    return measure_voxels(window.values[len(window.values) // 2], corner, part.shape[1:], tile)
 
 
 def _valid_area(volume: Volume, recipe: Recipe, window: Window) -> NDArray[np.uint8] | None:

@@ -23,7 +23,9 @@ from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.keys import counts_keys, has_shards, mask_keys, other_inputs, pyramid_key
 from pipeline.ledger import Ledger
-from pipeline.pyramid import Pyramid
+from pipeline.painting import Painter, Painting
+from pipeline.pyramid import Pyramid, SliceWriter
+from pipeline.quality import Measure
 from pipeline.recipe import FixedThreshold, LocalThreshold, Recipe
 from pipeline.record import Column, done_record
 from pipeline.scene import Scene
@@ -31,7 +33,7 @@ from pipeline.scratch import scratch
 from pipeline.store import ABSENT, ALL_FILL, digest_bytes
 from pipeline.survey import TileLevels, scene_counts, scene_survey, settle, slice_counts, slice_survey
 from pipeline.tables import RunTables, Signal, Status, TruthTables
-from pipeline.tile import Array, TileRule, TileTables, count_drawn, segment_tiles
+from pipeline.tile import Array, Given, TileRule, TileTables, count_drawn, segment_tiles
 from pipeline.volume import Volume, beside
 from pipeline.window import CheckedShard, Lost, covered_planes
 
@@ -48,6 +50,7 @@ class Job:
     recipe: Recipe
     truth: str | None
     token: str
+    confusion: bool = False  # whether what the truth says of the mask is shown
 
     @property
     def staging(self) -> Path:
@@ -116,6 +119,12 @@ def build_pyramid(job: Job, z: int) -> str | None:
     return None
 
 
+def build_confusion(job: Job, z: int) -> str | None:
+    """Write the levels of what shows the confusion of a slice whose blocks were parts of it; see `build_pyramid`."""
+    painting = _open(job).painting
+    return None if painting is None else painting.rebuild_levels(z, job.staging)
+
+
 @dataclass(frozen=True, slots=True)
 class _Handles:
     """A volume as one process has it open for one attempt."""
@@ -125,6 +134,7 @@ class _Handles:
     tables: RunTables
     truth: tuple[Pyramid, Ledger] | None
     truth_tables: TruthTables | None
+    painting: Painting | None
 
 
 @lru_cache(maxsize=4)
@@ -140,6 +150,7 @@ def _open(job: Job) -> _Handles:
         tables=tables,
         truth=volume.truth(job.truth) if job.truth else None,
         truth_tables=truth_tables,
+        painting=Painting.of(volume, tables),
     )
 
 
@@ -169,7 +180,7 @@ class _Block:
         masked = self.masked = self._is_masked(keys)  # before the truth is looked at: a damaged one costs no mask
         truth_digests = self._truth_inputs()
         count_keys = None if truth_digests is None else counts_keys(keys, truth_digests, self.grids, self.tiles)
-        if masked and self._is_counted(count_keys):
+        if masked and self._is_counted(count_keys) and self._is_painted(count_keys):
             return self._record(reused=True)
 
         self.touched = True
@@ -209,16 +220,17 @@ class _Block:
 
     def _empty(self, status: Status) -> None:
         """Make mask and tables what they are before there is anything in them."""
-        tables = self.handles.tables
+        tables, painting = self.handles.tables, self.handles.painting
+        if painting is not None and (self.job.confusion or not self.masked):
+            painting.erase(self.index, exists=status is not Status.ABSENT)
         if self.handles.truth_tables is not None:
             self.handles.truth_tables.counts.write(self.cells, 0)
             self.handles.truth_tables.histogram.write(self.cells, 0)
         if not self.masked:
             self.handles.mask.erase(self.box)
             tables.shard_digest.write(self._shards(), ABSENT if status is Status.ABSENT else ALL_FILL)
-            tables.threshold.write(self.cells, np.nan)
-            tables.signal.write(self.cells, Signal.NOT_ASKED)
-            tables.seam.write(self.cells, 0)
+            for table in tables.of_mask.values():
+                table.write(self.cells, table.fill)
             tables.grey.write(self._block, 0)
             if self.box.shape[1:] == self.handles.volume.shape[1:]:  # then the levels are gone too
                 tables.pyramid_key.write(self._slice_cells, ABSENT)
@@ -241,7 +253,7 @@ class _Block:
         return (
             bool((tables.mask_key.read(self.cells) == keys).all())
             and bool((tables.status.read(self.cells) == Status.DONE).all())
-            and bool(tables.threshold.stored(self.cells).all() and tables.threshold.read(self.cells).size)
+            and all(table.stored(self.cells).all() and table.read(self.cells).size for table in tables.of_mask.values())
             and self._has_shards()
         )
 
@@ -259,6 +271,13 @@ class _Block:
             bool((tables.counts_key.read(self.cells) == keys).all())
             and bool(tables.counts.stored(self.cells).all() and tables.counts.read(self.cells).size)
             and bool(tables.histogram.stored(self.cells).all())
+        )
+
+    def _is_painted(self, keys: Array | None) -> bool:
+        """Whether the confusion is shown of the same, if it is to be shown."""
+        painting = self.handles.painting
+        return not self.job.confusion or (
+            painting is not None and keys is not None and painting.shows(self.index, keys)
         )
 
     def _check_licence(self) -> None:
@@ -292,23 +311,46 @@ class _Block:
                 silent = drawing.levels.silent[self.tiles.slices[1:]]
                 results.signal[0] = np.where(silent, Signal.NONE, Signal.THERE)
         writer = self.handles.mask.writer(self.box, self.job.staging, with_levels=whole) if write_mask else None
+        painter = self._painter(truth_digests, whole)
         for shard in self.grids.shards.parts(self.box):
             scene.load(shard)
             self._give_up(results, scene.window.lost, halo, results.failed)
             with self._open_truth(shard, truth_digests, truth_lost) as truth:
                 for part in self._units.parts(shard):
                     mask = scratch.array("mask", part.shape, np.uint8)
-                    self._segment(part, scene, drawing, self._read_truth(part, truth), mask, results)
+                    traced = self._read_truth(part, truth)
+                    self._segment(part, scene, drawing, traced, mask, results)
                     if writer is not None:
                         writer.write(part, mask)
+                    if painter is not None and traced is not None:
+                        where = self.grids.tiles.cover(part).relative_to(self.tiles.start).slices
+                        painter.paint(part, mask[0], traced[0], scene.valid_in(part), results.failed[where][0])
+            if painter is not None and truth_lost.parts:
+                painter.discard(shard)
             self._give_up(results, truth_lost, (0, 0, 0), results.uncounted)
         results.forget_lost()
+        self._finish(results, writer, painter)
+        return results
+
+    def _finish(self, results: _Results, writer: SliceWriter | None, painter: Painter | None) -> None:
+        """Write the levels, where the block is whole slices, and keep the digests of what was written."""
         if writer is not None:
             results.shard_digest = writer.finish()
-            if whole:
+            if self.box.shape[1:] == self.handles.volume.shape[1:]:
                 key = digest_bytes(results.shard_digest.tobytes())
                 self.handles.tables.pyramid_key.write(self._slice_cells, key)
-        return results
+        if painter is not None:
+            results.painted = painter.finish()
+
+    def _painter(self, truth_digests: Array | None, whole: bool) -> Painter | None:
+        """What shows the confusion; None where nothing is to be shown, and what there was is erased."""
+        painting = self.handles.painting
+        if not self.job.confusion or painting is None:
+            return None
+        if truth_digests is None or not truth_digests.any():  # nobody annotated the slice
+            painting.erase(self.index)
+            return None
+        return Painter(painting.label.writer(self.box, self.job.staging, with_levels=whole), self.job.recipe.tile)
 
     def _give_up(self, results: _Results, lost: Lost, halo: Triple, tiles: Array) -> None:
         """Mark the tiles that need voxels which could not be read, and keep why."""
@@ -326,15 +368,17 @@ class _Block:
         """Segment the tiles of a part into ``mask``, and fill in their part of the tables."""
         rule, labels = results.rule, None if truth is None else truth[0]
         cells = self.grids.tiles.cover(part)
+        inside = cells.relative_to(self.tiles.start)
         if drawing is None:
             (_, top, left), (_, first_row, first_column) = part.start, scene.window.box.start
             start = top - first_row, left - first_column
-            tables = segment_tiles(scene.window.values, start, labels, mask[0], rule)
+            tables = segment_tiles(scene.window.values, start, labels, mask[0], rule, scene.corrected(inside))
         else:
             drawing.draw(part, mask[0])
-            (filtered,), valid, levels = scene.filtered(part), scene.valid_in(part), drawing.levels_of(cells)
-            tables = count_drawn(filtered, mask[0], labels, valid, levels, rule)
-        where = cells.relative_to(self.tiles.start).slices
+            (filtered,), valid = scene.filtered(part), scene.valid_in(part)
+            given = Given(drawing.levels_of(cells), scene.measured(part, inside))
+            tables = count_drawn(filtered, mask[0], labels, valid, given, rule)
+        where = inside.slices
         results.take(where[1:], tables)
         for row, column in np.argwhere(results.failed[where][0]):
             top, left = int(row) * rule.side, int(column) * rule.side
@@ -370,9 +414,9 @@ class _Block:
         threshold = recipe.threshold
         if recipe.segmenter is not None or isinstance(threshold, LocalThreshold):
             return None
-        if threshold.scope == "volume" and tables.level is None:  # there was no slice when it was looked for
-            raise DamageError("the volume has no level yet; run again")
         if not recipe.drawn:
+            if threshold.scope == "volume" and tables.level is None:  # there was no slice when it was looked for
+                raise DamageError("the volume has no level yet; run again")
             if threshold.scope != "slice":
                 return tables.level
             counts = (
@@ -403,10 +447,15 @@ class _Block:
 
     def _forget(self, masked: bool) -> None:
         """Take back what the ledger says of what is about to change."""
+        painting = self.handles.painting
         if not masked:
             self.handles.tables.take_back(self.index)
+            if painting is not None and not self.job.confusion:  # it shall not show the errors of an older mask
+                painting.erase(self.index)
         elif self.handles.truth_tables is not None:
             self.handles.truth_tables.counts_key.write(self.cells, ABSENT)
+            if painting is not None and self.job.confusion:
+                painting.forget(self.index)
 
     def _check_unchanged(self, image_digests: Array, truth_digests: Array | None) -> None:
         now, _ = self._image_inputs()
@@ -417,15 +466,17 @@ class _Block:
     def _remember(self, results: _Results, keys: Array, count_keys: Array | None) -> None:
         tables, truth_tables = self.handles.tables, self.handles.truth_tables
         if results.shard_digest is not None:
-            tables.threshold.write(self.cells, results.threshold)
-            tables.signal.write(self.cells, results.signal)
-            tables.seam.write(self.cells, results.seam)
+            for name, table in tables.of_mask.items():
+                table.write(self.cells, getattr(results, name))
             tables.grey.write(self._block, results.grey)
             tables.shard_digest.write(self._shards(), results.shard_digest)
         if truth_tables and results.counts is not None and results.histogram is not None and count_keys is not None:
             truth_tables.counts.write(self.cells, results.counts)
             truth_tables.histogram.write(self.cells, results.histogram)
-            truth_tables.counts_key.write(self.cells, np.where(results.failed | results.uncounted, ABSENT, count_keys))
+            recorded = np.where(results.failed | results.uncounted, ABSENT, count_keys)
+            truth_tables.counts_key.write(self.cells, recorded)
+            if self.handles.painting is not None and self.job.confusion:
+                self.handles.painting.record(self.index, results.painted, recorded)
         tables.clear_failure(self.index, self.job.truth)
         if results.reasons:
             parts = [(self._around(found), why) for why, found in results.reasons.items()]
@@ -454,12 +505,15 @@ class _Results:
     threshold: NDArray[np.float64]
     signal: NDArray[np.uint8]
     seam: NDArray[np.int64]
+    vessel: NDArray[np.int64]
+    quality: NDArray[np.float32]
     grey: NDArray[np.int64]
     counts: NDArray[np.int64] | None
     histogram: NDArray[np.uint32] | None
     failed: NDArray[np.bool_]
     uncounted: NDArray[np.bool_]
     shard_digest: NDArray[np.uint64] | None = None
+    painted: NDArray[np.uint64] | None = None
     reasons: dict[str, list[Box]] = field(default_factory=dict)
 
     @classmethod
@@ -469,6 +523,8 @@ class _Results:
             threshold=np.full(tiles, np.nan),
             signal=np.full(tiles, Signal.NOT_ASKED, np.uint8),
             seam=np.zeros((*tiles, 4), np.int64),
+            vessel=np.zeros(tiles, np.int64),
+            quality=np.full((*tiles, len(Measure)), np.nan, np.float32),
             grey=np.zeros(WINDOWED_LEVELS, np.int64),
             counts=np.zeros((*tiles, 4), np.int64) if with_truth else None,
             histogram=np.zeros((*tiles, 3, WINDOWED_LEVELS), np.uint32) if with_truth else None,
@@ -480,6 +536,8 @@ class _Results:
         """Take the tables of some tiles."""
         self.threshold[0][where] = tables.threshold
         self.seam[0][where] = tables.seam
+        self.vessel[0][where] = tables.vessel
+        self.quality[0][where] = tables.quality
         self.grey += tables.histogram.sum(axis=(0, 1, 2), dtype=np.int64)
         if self.counts is not None and self.histogram is not None:
             self.counts[0][where] = tables.counts
@@ -489,6 +547,8 @@ class _Results:
         """Let tiles that failed, or whose truth turned out to be lost, count as nothing."""
         self.threshold[self.failed] = np.nan
         self.seam[self.failed] = 0
+        self.vessel[self.failed] = 0
+        self.quality[self.failed] = np.nan
         if self.counts is not None and self.histogram is not None:
             lost = self.failed | self.uncounted
             self.counts[lost] = 0

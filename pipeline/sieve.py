@@ -16,25 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.components import (
-    Components,
-    Face,
-    Flags,
-    Sides,
-    Spans,
-    complement,
-    find_spans,
-    join_faces,
-    merge,
-    paint,
-    pile,
-    stack,
-    tile,
-)
+from pipeline.components import Components, Face, Flags, Sides, join_faces, merge, pile, tile
 from pipeline.errors import MemoryLimitError
 from pipeline.geometry import Box, Grid
 from pipeline.ingest import Runner
 from pipeline.scratch import scratch
+from pipeline.spans import Spans, complement, find_spans, paint, stack
 
 Place = tuple[int, int]
 """A column: its row and column in the grid of shards."""

@@ -15,10 +15,11 @@ from pipeline.errors import DamageError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import UNLABELLED, count_tiles, level_counts
 from pipeline.keys import other_inputs
-from pipeline.levels import Surface, fill_levels, signals, valid_histograms
+from pipeline.levels import Surface, fill_levels, signals
 from pipeline.recipe import HistogramThreshold, Recipe
 from pipeline.scene import Scene
 from pipeline.scratch import scratch
+from pipeline.tally import valid_histograms
 from pipeline.tile import tables_at_once
 from pipeline.volume import Volume
 from pipeline.window import covered_planes
@@ -179,7 +180,7 @@ def settle(survey: Survey, recipe: Recipe, volume: Volume, volume_level: float |
 
     A tile has no signal where its classes are too near, or it has no level of its own. Where levels are smooth,
     outliers are replaced by what is around them, to which tiles without signal have no say; then those get what was
-    asked for.
+    asked for, or an empty mask where the slice has no level that they could get.
 
     Parameters
     ----------
@@ -189,6 +190,11 @@ def settle(survey: Survey, recipe: Recipe, volume: Volume, volume_level: float |
     volume : Volume
     volume_level : float or None
         Where the volume has one level.
+
+    Raises
+    ------
+    DamageError
+        If that is not known.
     """
     threshold = recipe.threshold
     if not isinstance(threshold, HistogramThreshold):
@@ -198,15 +204,21 @@ def settle(survey: Survey, recipe: Recipe, volume: Volume, volume_level: float |
     if threshold.judges:
         silent = np.isnan(survey.levels) | (survey.separability < (threshold.min_separability or 0))
         silent |= survey.contrast < (threshold.min_contrast or 0)
+    if threshold.scope == "volume" and volume_level is None:
+        if survey.counts.any():  # they were not there when it was looked for
+            raise DamageError("the volume has no level yet; run again")
+        volume_level = np.nan  # none of its voxels is valid
     shared = {"slice": of_slice, "volume": volume_level}.get(threshold.scope)
     levels = survey.levels.copy() if shared is None else np.full_like(survey.levels, shared)
     if smooth:
         levels = fill_levels(levels, ~silent if then != "keep" else np.ones_like(silent))
-    if then == "slice":
-        levels[silent] = of_slice
     if smooth and np.isnan(levels).any():  # no tile has a say
         levels[...] = of_slice
+    if then == "slice" and np.isnan(of_slice):  # as a tile's own level that is none
+        then = "empty"
     empty = silent & (then == "empty")
+    if then == "slice":
+        levels[silent] = of_slice
     surface = Surface(levels.copy(), empty, recipe.tile, volume.shape[1:]) if smooth else None
     levels[empty] = np.nan
     return TileLevels(levels, silent, surface)

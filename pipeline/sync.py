@@ -356,7 +356,7 @@ def _run(config: RunConfig, path: Path, observer: Observer) -> Summary | None:
 
 
 def _without_truth(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"truth": None})
+    return config.model_copy(update={"truth": None, "confusion": False})
 
 
 def _taken(written: Sequence[int], before: Mapping[int, object], vanished: Mapping[int, str]) -> Taken:

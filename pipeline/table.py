@@ -62,7 +62,7 @@ class Table:
             If the system refuses to read: then nothing is known to be damaged.
         """
         shape = [len(range(*span.indices(length))) for span, length in self._spans(cells)]
-        found, reasons = np.full(shape, self._fill, self.dtype), []
+        found, reasons = np.full(shape, self.fill, self.dtype), []
         for file, inside, place in self._chunks_of(cells):
             try:
                 found[place] = self._decode(retried(file.read_bytes))[inside]
@@ -108,7 +108,7 @@ class Table:
         whole = np.broadcast_to(np.asarray(values, self.dtype), [len(span) for span in spans])
         with disk_errors(self.path):
             for file, inside, place in self._chunks_of(cells):
-                chunk = np.full(self._chunks, self._fill, self._stored_dtype)
+                chunk = np.full(self._chunks, self.fill, self._stored_dtype)
                 chunk[inside] = whole[place]
                 encoded = zstd.compress(chunk.data.cast("B"), CODEC.level, CODEC.checksum)
                 retried(partial(file.parent.mkdir, parents=True, exist_ok=True))
@@ -128,7 +128,7 @@ class Table:
         self.dtype: np.dtype[Any] = array.dtype
         self._chunks: tuple[int, ...] = array.chunks
         self._stored_dtype = self.dtype.newbyteorder("<")
-        self._fill = array.fill_value
+        self.fill: Any = array.fill_value  # of what nobody has written
 
     def _decode(self, encoded: bytes) -> NDArray[Any]:
         return np.frombuffer(zstd.decompress(encoded), self._stored_dtype).reshape(self._chunks)

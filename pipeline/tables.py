@@ -20,6 +20,7 @@ from pipeline.errors import MissingInputError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.lock import locked
+from pipeline.quality import Measure
 from pipeline.store import ABSENT, SHARD, create_document, read_document
 from pipeline.table import Table
 from pipeline.volume import Volume, beside
@@ -60,6 +61,33 @@ class Grids:
         return self.tiles.cover(self.blocks.box(index))
 
 
+class ConfusionTables:
+    """What is recorded of the label that shows a run's confusion."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def key(self) -> Table:
+        """Key of the counts that each tile of the label shows, uint64."""
+        return Table(self._path / "confusion_key")
+
+    @cached_property
+    def digest(self) -> Table:
+        """Digest of each of its shards, uint64."""
+        return Table(self._path / "confusion_digest")
+
+    @cached_property
+    def pyramid_key(self) -> Table:
+        """Digest of the shards that the levels of each of its slices were made from, uint64."""
+        return Table(self._path / "confusion_pyramid_key")
+
+    @property
+    def all(self) -> list[Table]:
+        """All three."""
+        return [self.key, self.digest, self.pyramid_key]
+
+
 class TruthTables:
     """Counts of a run against one truth."""
 
@@ -82,9 +110,20 @@ class TruthTables:
         return Table(self._path / "histogram")
 
     @property
-    def all(self) -> tuple[Table, Table, Table]:
-        """All three."""
-        return self.counts, self.counts_key, self.histogram
+    def confusion(self) -> ConfusionTables | None:
+        """Tables of the label that shows the confusion, where that is kept."""
+        there = (self._path / "confusion_key" / "zarr.json").is_file()
+        return self._confusion if there else None
+
+    @cached_property
+    def _confusion(self) -> ConfusionTables:
+        return ConfusionTables(self._path)
+
+    @property
+    def all(self) -> list[Table]:
+        """All of them."""
+        confusion = self.confusion
+        return [self.counts, self.counts_key, self.histogram, *(confusion.all if confusion is not None else [])]
 
 
 class RunTables:
@@ -131,6 +170,9 @@ class RunTables:
         Table.create(path / "mask_key", cells, "uint64", chunk)
         Table.create(path / "signal", cells, "uint8", chunk)
         Table.create(path / "seam", (*cells, 4), "int64", (*chunk, 4))
+        Table.create(path / "vessel", cells, "int64", chunk)
+        measures = len(Measure)
+        Table.create(path / "quality", (*cells, measures), "float32", (*chunk, measures), float("nan"))
         Table.create(path / "shard_digest", grids.shards.cells, "uint64", _chunk(grids, grids.shards))
         Table.create(path / "pyramid_key", cells[:1], "uint64", (1,))
         blocks = grids.blocks.cells
@@ -172,6 +214,16 @@ class RunTables:
         return Table(self._path / "seam")
 
     @cached_property
+    def vessel(self) -> Table:
+        """Voxels of the mask of each tile, int64."""
+        return Table(self._path / "vessel")
+
+    @cached_property
+    def quality(self) -> Table:
+        """What `pipeline.quality` measures of each tile, float32 (..., len(Measure)), nan where there is no mask."""
+        return Table(self._path / "quality")
+
+    @cached_property
     def shard_digest(self) -> Table:
         """Digest of each mask shard, uint64."""
         return Table(self._path / "shard_digest")
@@ -187,12 +239,17 @@ class RunTables:
         return Table(self._path / "grey")
 
     @property
+    def of_mask(self) -> dict[str, Table]:
+        """What is found of each tile while its mask is made, by its name."""
+        return {
+            "threshold": self.threshold, "signal": self.signal, "seam": self.seam, "vessel": self.vessel,
+            "quality": self.quality,
+        }  # fmt: skip
+
+    @property
     def all(self) -> list[Table]:
         """All of them but for those of the comparisons."""
-        return [
-            self.threshold, self.status, self.signal, self.seam, self.mask_key, self.shard_digest, self.pyramid_key,
-            self.grey,
-        ]  # fmt: skip
+        return [*self.of_mask.values(), self.status, self.mask_key, self.shard_digest, self.pyramid_key, self.grey]
 
     def truths(self) -> list[str]:
         """Names of the truths that the run was compared with."""
@@ -215,6 +272,20 @@ class RunTables:
             create_document(path, {})
         return self.truth(name)
 
+    def create_confusion(self, truth: str) -> None:
+        """Create the tables of the label that shows the confusion with a truth; it is kept from now on."""
+        path, grids = self._path / "truth" / truth, self.grids
+        Table.create(path / "confusion_digest", grids.shards.cells, "uint64", _chunk(grids, grids.shards))
+        Table.create(path / "confusion_pyramid_key", grids.tiles.cells[:1], "uint64", (1,))
+        Table.create(path / "confusion_key", grids.tiles.cells, "uint64", _chunk(grids, grids.tiles))
+
+    def remove_confusions(self) -> None:
+        """Remove what is recorded of confusions, with whatever truth: the keys first."""
+        for name in self.truths():
+            for table in ("confusion_key", "confusion_digest", "confusion_pyramid_key"):
+                shutil.rmtree(self._path / "truth" / name / table, ignore_errors=True)
+        self._truths.clear()
+
     def take_back(self, block: Triple) -> None:
         """Take back what is recorded of a block before any of it changes: an old record vouches for no new bytes."""
         cells = self.grids.block_tiles(block).slices
@@ -222,6 +293,9 @@ class RunTables:
         self.mask_key.write(cells, ABSENT)
         for name in self.truths():
             self.truth(name).counts_key.write(cells, ABSENT)
+            confusion = self.truth(name).confusion
+            if confusion is not None:
+                confusion.key.write(cells, ABSENT)
 
     def disown(self, block: Triple, reason: str) -> None:
         """Call a block that was done failed, so that the next run makes it again."""

@@ -33,7 +33,7 @@ def find_target(target: str) -> Function:
         sys.path.append(os.getcwd())  # noqa: PTH109
     try:
         function = getattr(import_module(module), name, None)
-    except Exception as error:  # whatever a module of the user's raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module raises: also a script that parses its command line
         raise ConfigError(
             f"target: {target!r} cannot be imported ({type(error).__name__}: {error}); put the module into the current "
             "folder or install it, on all workers"
@@ -55,7 +55,7 @@ def call_target(target: str, block: Array) -> Array:
     function = find_target(target)
     try:
         made = function(block)
-    except Exception as error:  # whatever the user's function raises: its block fails, and the others go on
+    except (Exception, SystemExit) as error:  # whatever the function raises: its block fails, and the others go on
         text = "".join(traceback.format_exception(error))
         raise TargetError(f"{target} raised {type(error).__name__}: {error}", text) from error
     if not isinstance(made, np.ndarray):

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from pipeline.confusion import Counts, Macro, scores
 from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
 from pipeline.plan import Plan
-from pipeline.report import Summary
+from pipeline.report import Excluded, Summary
 
 if TYPE_CHECKING:  # the first loads SciPy's statistics, which a run does not need
     from pipeline.choice import Choice
@@ -147,15 +147,18 @@ def show_summary(summary: Summary, console: Console | None = None) -> None:
     for row in (*score_rows(summary), *summary_rows(summary)):
         table.add_row(*row)
     console.print(table)
+    if summary.excluded is not None:
+        console.print(f"not scored: {_excluded_words(summary.excluded)}", soft_wrap=True)
     for box, reason in summary.failures:
         console.print(f"failed: {box}: {reason}", soft_wrap=True)
 
 
 def show_choice(choice: Choice, console: Console | None = None) -> None:
-    """Print the ranking of a comparison, the best level as its ceiling, and what to take from it."""
+    """Print the ranking of a comparison, and what to take from it."""
     console = console or make_console()
     metric = choice.ranking.metric
-    table = Table(title=f"{choice.ranking.slices} annotated slices, by {metric.upper()}", title_justify="left")
+    slices = f"{choice.ranking.slices} annotated slice{'s' * (choice.ranking.slices != 1)}"
+    table = Table(title=f"{slices}, by {metric.upper()}", title_justify="left")
     for title in ("method", "scope", "filter"):
         table.add_column(title)
     for title in ("MCC", "F1", f"{metric.upper()}, 95 %", "behind the best"):
@@ -168,14 +171,8 @@ def show_choice(choice: Choice, console: Console | None = None) -> None:
             " ".join(filter(None, [f"{place.behind:.4f}", _span(place.behind_interval)])),
         )  # fmt: skip
     console.print(table)
-    for each in choice.judged:
-        if each.ceiling is not None:
-            console.print(
-                f"{each.name}: the best level for all, {each.ceiling.level:g}, has MCC {each.ceiling.mcc:.6f}",
-                soft_wrap=True,
-            )
-    for sentence in choice.sentences():
-        console.print(sentence, soft_wrap=True)
+    for line in choice.lines():
+        console.print(line, soft_wrap=True)
 
 
 def _span(interval: tuple[float, float] | None) -> str:
@@ -244,10 +241,19 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         "without signal": tiles.no_signal,
     }  # fmt: skip
     rows += [(f"tiles {state}", f"{count:,}") for state, count in left.items() if count]
+    if summary.undefined != "article":
+        rows.append(("scores of 0 / 0", {"zero": "0", "nan": "none"}[summary.undefined]))
     if summary.elapsed_s is not None:
         rate = summary.voxels / max(summary.elapsed_s, 1e-9) / 1e6
         rows.append(("time", f"{summary.elapsed_s:.1f} s" + ("" if tiles.reused else f", {rate:.0f} Mvoxel/s")))
     return rows
+
+
+def _excluded_words(excluded: Excluded) -> str:
+    """Flagged tiles that are not scored, in words."""
+    reasons = ", ".join(f"{count:,} {flag}" for flag, count in excluded.flags.items() if count)
+    tiles = f"{excluded.tiles:,} flagged tile{'' if excluded.tiles == 1 else 's'}"
+    return f"{tiles}, {excluded.voxels:,} annotated voxels" + (f": {reasons}" if reasons else "")
 
 
 def show_plan(plan: Plan, done: int, console: Console | None = None) -> None:
@@ -273,6 +279,8 @@ def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
         ("tiles", f"{total:,}, of which {done:,} are done already"),
         ("reads", f"{plan.read_bytes / 10**9:.2f} GB (decoded), in "
          f"{'one pass' if plan.passes == 1 else f'{plan.passes} passes'}"),
+        ("writes", f"{plan.written_bytes / 10**9:.2f} GB (decoded): the mask"
+         + (f", and {plan.name}-confusion, which shows its errors" if plan.confusion else "")),
         ("tasks at once", "one for each thread of the workers" if plan.engine == "address" else str(plan.tasks)),
         ("peak memory", f"{plan.peak_bytes / 10**9:.2f} GB of {plan.limit_bytes / 10**9:.2f} GB allowed "
          f"({plan.task_bytes / 10**9:.2f} GB a task)" + (", for each thread" if plan.engine == "address" else "")),
@@ -375,12 +383,22 @@ def status_parts(document: dict[str, Any], summaries: list[Summary]) -> list[str
     truths = (label for label in document["labels"] if label["kind"] == "truth")
     parts += [f"truth {truth['name']}: {truth['slices']} of {slices['present']} slices annotated" for truth in truths]
     parts += [f"cleaned mask {label['name']}" for label in document["labels"] if label["kind"] == "derived"]
+    parts += [
+        f"confusion {label['name']} of {label['run']} with {label['truth']}"
+        for label in document["labels"]
+        if label["kind"] == "confusion"
+    ]
     if summaries:
         parts.append(_runs_table(summaries))
     elif not document["problems"]:
         parts.append(f"no runs yet; start one with: kesm run {quote(document['volume'])}")
     parts += [f"{work['name']}: {recipe_words(work['recipe'])}" for work in document["activity"]]
     parts += [f"{work['name']}: {activity_words(work)}" for work in document["activity"] if work["state"]]
+    parts += [
+        f"{summary.name} against {summary.truth}: not scored: {_excluded_words(summary.excluded)}"
+        for summary in summaries
+        if summary.excluded is not None
+    ]
     failures = {(summary.name, box, reason): None for summary in summaries for box, reason in summary.failures}
     parts += [f"{name} failed: {box}: {reason}" for name, box, reason in failures]  # once, whatever it is compared with
     parts += [f"cannot be read: {problem}" for problem in document["problems"]]

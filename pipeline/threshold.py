@@ -1,7 +1,9 @@
 """Threshold methods: the level of a histogram.
 
-Each kernel maps the counts of grey levels to one level, and vessel is ``> level``. They agree with scikit-image on the
-image itself; that one rounds counts to float32, and sums here are exact in float64 up to 1.1e11 voxels of 16 bit.
+Each kernel maps counts, ``(levels,)`` of any integer dtype, to one level, and vessel is ``> level``. With all voxels at
+one level it is that level, so that the mask is empty, or NaN (`minimum_level`); without any voxel it is NaN. They agree
+with scikit-image on the image itself; that one rounds counts to float32, and sums here are exact in float64 up to
+1.1e11 voxels of 16 bit.
 
 Measured on one core of an EPYC (Zen 4), tiles of 512x512 a second: with 256 levels 300,000 and more, with 65536 levels
 1,900 (Yen's) to 25,000. `minimum_level` takes the time of its rounds: 290,000 of the tile of KESM, 12,000 of uniform
@@ -44,16 +46,7 @@ _FIRST_WINDOW_ROUND = 128
 def li_level(counts: NDArray[Any]) -> float:
     """Level of least cross entropy between the image and the means of its two classes, by iteration [1]_, [2]_.
 
-    Parameters
-    ----------
-    counts
-        ``(levels,)`` of any integer dtype: voxels at each grey level, up to 2**53 in all.
-
-    Returns
-    -------
-    float
-        Not an integer, as a rule. With all voxels at one level that level, so that the mask is empty; NaN without any
-        voxel.
+    It is not an integer, as a rule.
 
     Notes
     -----
@@ -101,15 +94,7 @@ def li_level(counts: NDArray[Any]) -> float:
 def yen_level(counts: NDArray[Any]) -> float:
     """Level that maximises the entropic correlation of the two classes [1]_.
 
-    Parameters
-    ----------
-    counts
-        As `li_level`.
-
-    Returns
-    -------
-    float
-        The first of the best levels. With all voxels at one level that level; NaN without any voxel.
+    Of levels that are equally good it is the first.
 
     Notes
     -----
@@ -151,16 +136,8 @@ def yen_level(counts: NDArray[Any]) -> float:
 def triangle_level(counts: NDArray[Any]) -> float:
     """Level farthest below the line from the peak of the histogram to the end of its longer tail [1]_.
 
-    Parameters
-    ----------
-    counts
-        As `li_level`.
-
-    Returns
-    -------
-    float
-        Of the levels from that end towards the peak the first of the farthest; of tails of one length the lower levels
-        are taken, of peaks of one height the lowest. With all voxels at one level that level; NaN without any voxel.
+    Of levels that are equally far it is the first from that end towards the peak; of tails of one length that of the
+    lower levels counts, of peaks of one height the lowest.
 
     Notes
     -----
@@ -198,16 +175,7 @@ def triangle_level(counts: NDArray[Any]) -> float:
 def isodata_level(counts: NDArray[Any]) -> float:
     """Lowest level halfway between the means of its two classes [1]_.
 
-    Parameters
-    ----------
-    counts
-        As `li_level`.
-
-    Returns
-    -------
-    float
-        The first level with less than one grey level from there up to the middle of the two means. With all voxels at
-        one level that level; NaN without any voxel.
+    It is the first level with less than one grey level from there up to the middle of the two means.
 
     Notes
     -----
@@ -241,17 +209,7 @@ def isodata_level(counts: NDArray[Any]) -> float:
 
 @kernel
 def mean_level(counts: NDArray[Any]) -> float:
-    """Mean grey level [1]_.
-
-    Parameters
-    ----------
-    counts
-        As `li_level`.
-
-    Returns
-    -------
-    float
-        As ``skimage.filters.threshold_mean``. With all voxels at one level that level; NaN without any voxel.
+    """Mean grey level [1]_, as ``skimage.filters.threshold_mean``.
 
     References
     ----------
@@ -271,17 +229,9 @@ def mean_level(counts: NDArray[Any]) -> float:
 def minimum_level(counts: NDArray[Any]) -> float:
     """Lowest level between the two maxima that are left when the histogram is smoothed over and over [1]_.
 
-    Parameters
-    ----------
-    counts
-        As `li_level`.
-
-    Returns
-    -------
-    float
-        The first of the lowest levels. NaN, which is an empty mask, where the method does not decide: fewer than two
-        maxima are left, as with all voxels at one or two levels, or more than two after `MINIMUM_ROUNDS` rounds, as
-        usual in the noise of 16 bit; and without any voxel.
+    Of levels that are equally low it is the first. It is NaN, which is an empty mask, also where the method does not
+    decide: fewer than two maxima are left, as with all voxels at one or two levels, or more than two after
+    `MINIMUM_ROUNDS` rounds, as usual in the noise of 16 bit.
 
     Notes
     -----

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import kernel
 from pipeline.denoise import Denoiser
 from pipeline.geometry import ceil_div
 from pipeline.histogram import WINDOWED_LEVELS, binarize, counts_above_levels, joint_histograms, rebin
-from pipeline.levels import count_mask, seam_pairs, valid_histograms
+from pipeline.quality import Floats, measure_tables, measure_voxels
 from pipeline.scratch import scratch
+from pipeline.tally import count_mask, seam_pairs, valid_histograms
 
 Array = NDArray[Any]
 
@@ -56,16 +58,30 @@ class TileTables:
     histogram : ndarray
         uint32 (y, x, 3, 256): joint tables.
     seam : ndarray
-        int64 (y, x, 4): see `pipeline.levels.seam_pairs`.
+        int64 (y, x, 4): see `pipeline.tally.seam_pairs`.
+    vessel : ndarray
+        int64: voxels of the mask.
+    quality : ndarray
+        float32 (y, x, len(Measure)): see `pipeline.quality`. Of the raw tile, all of it, whatever area is valid;
+        contrast and separability of what is thresholded: corrected, filtered, and valid.
     """
 
     threshold: NDArray[np.float64]
     counts: NDArray[np.int64]
     histogram: NDArray[np.uint32]
     seam: NDArray[np.int64]
+    vessel: NDArray[np.int64]
+    quality: NDArray[np.float32]
 
 
-def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mask: Array, rule: TileRule) -> TileTables:
+def segment_tiles(
+    stack: Array,
+    start: tuple[int, int],
+    truth: Array | None,
+    mask: Array,
+    rule: TileRule,
+    measures: Floats | None = None,
+) -> TileTables:
     """Filter, count, threshold and mask the tiles of a part of a plane.
 
     A step is made for all of them before the next: a call of compiled code gives the interpreter to other threads and
@@ -83,6 +99,8 @@ def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mas
     mask : ndarray
         (h, w) uint8; written: 255 vessel, 0 background.
     rule : TileRule
+    measures : ndarray, optional
+        Of the raw voxels, where the planes are not raw any more, see `pipeline.quality.measure_voxels`; written.
 
     Returns
     -------
@@ -95,7 +113,9 @@ def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mas
     tiles = rows * columns
     table = 3, 1 << 8 * stack.itemsize
     at_once = min(tiles, tables_at_once(table[1]))
-    threshold, counts = np.empty(tiles), np.empty((tiles, 4), np.int64)
+    threshold, counts, vessel = np.empty(tiles), np.empty((tiles, 4), np.int64), np.empty(tiles, np.int64)
+    if measures is None:
+        measures = measure_voxels(stack[len(stack) // 2], start, mask.shape, rule.side)
     histogram = scratch.array("histogram", (tiles, 3, WINDOWED_LEVELS), np.uint32)
     for first in range(0, tiles, at_once):
         some = slice(first, min(first + at_once, tiles))
@@ -103,6 +123,8 @@ def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mas
         joint_histograms(filtered, truth, rule.side, first, tables)
         threshold[some] = rule.levels(tables)
         counts[some] = counts_above_levels(tables, threshold[some])
+        vessel[some] = _voxels_above(tables, threshold[some])
+        measure_tables(tables, measures[some])
         rebin(tables, rule.bins, histogram[some])
     binarize(filtered, rule.side, threshold, mask)
     return TileTables(
@@ -110,16 +132,20 @@ def segment_tiles(stack: Array, start: tuple[int, int], truth: Array | None, mas
         counts.reshape(rows, columns, 4),
         histogram.reshape(rows, columns, 3, -1),
         seam_pairs(mask, rule.side).reshape(rows, columns, 4),
+        vessel.reshape(rows, columns),
+        measures.astype(np.float32).reshape(rows, columns, -1),
     )
 
 
+class Given(NamedTuple):
+    """What is known of drawn tiles before they are counted: levels (y, x), and measures of their raw voxels, (n, 7)."""
+
+    threshold: Floats
+    measures: Floats
+
+
 def count_drawn(
-    filtered: Array,
-    mask: Array,
-    truth: Array | None,
-    valid: Array | None,
-    threshold: NDArray[np.float64],
-    rule: TileRule,
+    filtered: Array, mask: Array, truth: Array | None, valid: Array | None, given: Given, rule: TileRule
 ) -> TileTables:
     """Count the tiles of a part of a plane whose mask was drawn already.
 
@@ -131,8 +157,8 @@ def count_drawn(
         (h, w) uint8: 255 vessel, 0 background.
     truth, valid : ndarray or None
         (h, w) uint8: as in `segment_tiles`; and not 0 where voxels count.
-    threshold : ndarray
-        float64 (y, x): level of each tile.
+    given : Given
+        See `pipeline.quality.measure_voxels`; its measures are written.
     rule : TileRule
 
     Returns
@@ -148,13 +174,39 @@ def count_drawn(
         some = slice(first, min(first + tables_at_once(levels), tiles))
         tables = scratch.array("tables", (some.stop - first, 3, levels), np.uint32)
         valid_histograms(filtered, truth, valid, rule.side, first, tables)
+        measure_tables(tables, given.measures[some])
         rebin(tables, rule.bins, histogram[some])
     return TileTables(
-        threshold,
+        given.threshold,
         counts.reshape(rows, columns, 4),
         histogram.reshape(rows, columns, 3, -1),
         seam_pairs(mask, rule.side).reshape(rows, columns, 4),
+        count_vessels(mask, rule.side),
+        given.measures.astype(np.float32).reshape(rows, columns, -1),
     )
+
+
+@kernel
+def _voxels_above(tables: NDArray[np.uint32], levels: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Voxels of each of some joint tables, (tiles, 3, levels), that are above its level; none above NaN."""
+    above = np.zeros(levels.size, np.int64)
+    for index in range(levels.size):
+        for row in range(tables.shape[1]):
+            for level in range(tables.shape[2]):
+                above[index] += np.int64(tables[index, row, level]) if level > levels[index] else 0
+    return above
+
+
+def count_vessels(mask: Array, side: int) -> NDArray[np.int64]:
+    """Voxels of the mask, not 0, of each tile that a plane is cut into, int64 (y, x)."""
+    height, width = mask.shape
+    return np.array(
+        [
+            [np.count_nonzero(mask[top : top + side, left : left + side]) for left in range(0, width, side)]
+            for top in range(0, height, side)
+        ],
+        np.int64,
+    ).reshape(ceil_div(height, side), ceil_div(width, side))
 
 
 def tables_at_once(levels: int) -> int:

@@ -14,7 +14,6 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.classifier import (
-    IMAGE_STAGES,
     Classifier,
     Kind,
     Samples,
@@ -100,7 +99,7 @@ class Trained:
     def settings(self) -> dict[str, Any]:
         """Keys of a configuration that applies it."""
         now, usual = self.config.recipe.document(), Recipe().document()
-        stages = {key: now[key] for key in IMAGE_STAGES if key in now and now[key] != usual.get(key)}
+        stages = {key: now[key] for key in image_of(now, "") if key in now and now[key] != usual.get(key)}
         return stages | {"segmenter": {"kind": "classifier", "model": str(self.lesson.out)}}
 
     def lines(self) -> list[str]:

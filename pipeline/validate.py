@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import psutil
@@ -56,6 +56,12 @@ def open_label(volume: Volume, name: str, is_truth: bool) -> Label:
     label, kind = volume.label(name), volume.labels()[name].kind
     if kind in ("truth", "derived"):
         return _recorded_label(volume, name, volume.truth(name) if kind == "truth" else volume.derived(name), is_truth)
+    if kind == "confusion":
+        info, option = volume.labels()[name], "truth" if is_truth else "mask"
+        raise ConfigError(
+            f"--{option}: {name!r} shows where run {info.run!r} differs from {info.truth!r}, and is neither; "
+            f"name {info.truth if is_truth else info.run!r}"
+        )
     if kind == "mask" and name in run_names(volume):
         return _mask_label(volume, name, is_truth)
     attributes, first = read_document(label.path) or {}, "0"  # of another program, or of a run that is gone
@@ -138,14 +144,6 @@ class Validation:
             | shape
             | {"slices": [{"z": z} | asdict(each) for z, each in self.slices.items()]}
         )
-
-
-def parse_undefined(text: str) -> Undefined:
-    """The rule for 0 / 0 of this name."""
-    rules: dict[str, Undefined] = {rule: rule for rule in get_args(Undefined)}
-    if text not in rules:
-        raise ConfigError(f"--undefined: got {text!r}, expected one of {', '.join(rules)}")
-    return rules[text]
 
 
 def validate_threads(volume: Volume, measures: Measures, cpus: int) -> int:

@@ -128,6 +128,7 @@ def slice_bytes(volume: Volume) -> tuple[int, int]:
     itemsize, (_, height, width) = volume.dtype.itemsize, volume.shape
     kinds = [label.kind for label in volume.labels().values()]
     shards = (itemsize * CODEC_SHARDS + kinds.count("truth")) * SHARD[1] * SHARD[2]
+    shards += 4 * ("confusion" in kinds) * SHARD[1] * SHARD[2]  # it, what it should be, and what its voxels weigh
     levels = (2 * itemsize + len(kinds)) * height * width // 3
     return (itemsize + len(kinds)) * height * width, shards + levels
 
@@ -318,6 +319,8 @@ def _take_back(run: Run, block: Triple, reason: str) -> None:
     run.tables.take_back(block)
     # The levels are made again too, where not by the block then by who finds that this key is not theirs.
     run.pyramid_key.write((slice(block[0], block[0] + 1),), ABSENT)
+    if run.painting is not None:
+        run.painting.tables.pyramid_key.write((slice(block[0], block[0] + 1),), ABSENT)
     for name, table in run.arrays.items():
         cells = run.cells(name, block)
         values, damaged = table.survey(cells)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.confusion_label import ConfusionPyramid, confusion_name
 from pipeline.disk import disk_errors
 from pipeline.errors import (
     ExistsError,
@@ -23,11 +24,20 @@ from pipeline.geometry import Triple
 from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.ledger import CLEAN_AGAIN, Ledger
 from pipeline.lock import locked
-from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, VoxelSize, image_metadata, label_metadata, voxel_size
+from pipeline.ome import (
+    MASK_COLOURS,
+    TRUTH_COLOURS,
+    VoxelSize,
+    confusion_metadata,
+    image_metadata,
+    label_metadata,
+    voxel_size,
+)
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
 from pipeline.store import create_document, read_document
 
-FORMAT_VERSION = 3  # 2 had no tables of signal, seams and grey levels; 1 digests in another order of voxels
+KINDS = ("truth", "mask", "derived", "confusion")  # of labels, but for those of other programs
+FORMAT_VERSION = 4  # 3 had no tables of vessels and quality; 2 of signal, seams and grey levels; 1 other digests
 LOCK_WAIT_S = 10.0
 
 
@@ -35,12 +45,15 @@ LOCK_WAIT_S = 10.0
 class LabelInfo:
     """What a label is, and of a truth the mapping of the values of its files.
 
-    The ``kind`` is "truth", of an expert; "mask", of a run; "derived", from a mask; or "foreign", of another program.
+    The ``kind`` is "truth", of an expert; "mask", of a run; "derived", from a mask; "confusion", of the mask of a
+    ``run`` with a ``truth``; or "foreign", of another program.
     """
 
     name: str
     kind: str
     mapping: dict[str, Any]
+    run: str | None = None
+    truth: str | None = None
 
 
 class Volume:
@@ -154,7 +167,7 @@ class Volume:
 
     def own_labels(self) -> list[LabelInfo]:
         """All but those of other programs, which may be stored in any way, and are left as they are."""
-        return [label for label in self.labels().values() if label.kind in ("truth", "mask", "derived")]
+        return [label for label in self.labels().values() if label.kind in KINDS]
 
     def label(self, name: str) -> Pyramid:
         """Label image of this name.
@@ -169,6 +182,8 @@ class Volume:
             raise MissingInputError(
                 f"{self.path}: has no label {name!r}; it has: {known}; add one with `kesm ingest --label`"
             )
+        if self._label_info(name).kind == "confusion":
+            return ConfusionPyramid(self.path / "labels" / name, self._levels)
         return Pyramid(self.path / "labels" / name, self._levels, reduce_label)
 
     def truth(self, name: str) -> tuple[Pyramid, Ledger]:
@@ -182,8 +197,8 @@ class Volume:
         label = self.label(name)
         kind = self._label_info(name).kind
         if kind != "truth":
-            what = "derived from a mask" if kind == "derived" else "the mask of a run"
-            raise MissingInputError(f"{self.path}: {name!r} is {what}, not a truth")
+            what = {"derived": "derived from a mask", "confusion": "the confusion of a run"}
+            raise MissingInputError(f"{self.path}: {name!r} is {what.get(kind, 'the mask of a run')}, not a truth")
         return label, Ledger(self._label_ledger(name))
 
     def create_truth(self, name: str, mapping: dict[str, Any]) -> tuple[Pyramid, Ledger]:
@@ -210,6 +225,21 @@ class Volume:
     def create_mask(self, name: str) -> Pyramid:
         """Create the empty mask of a run."""
         return self._create_label(name, "mask", {}, 0)
+
+    def confusion(self, run: str) -> LabelInfo | None:
+        """The label that shows the confusion of a run, if there is one."""
+        name = confusion_name(run)
+        info = self._label_info(name) if name in self._label_names() else None
+        return info if info is not None and info.kind == "confusion" else None
+
+    def create_confusion(self, run: str, truth: str) -> Pyramid:
+        """Create an empty confusion of a run with a truth; ``publish_label`` makes it visible."""
+        name, folder = confusion_name(run), self.path / "labels"
+        own = {"kind": "confusion", "mapping": {}, "run": run, "truth": truth}
+        ome = confusion_metadata(name, self._levels, self.voxel_size_um)
+        create_document(folder / name, {"ome": ome, "kesm": own})
+        Pyramid.create(folder / name, self.shape, "uint8", 0, reduce_label)
+        return ConfusionPyramid(folder / name, self._levels)
 
     def publish_label(self, name: str) -> None:
         """List a label in the group of labels; the caller holds the lock."""
@@ -265,7 +295,8 @@ class Volume:
         if shrinking:
             self.image.resize(slices)
         for info in self.own_labels():
-            if info.kind != "mask":  # before the voxels, whose length tells `settle` of a change that was cut off
+            # Before the voxels, whose length tells `settle` of a change that was cut off.
+            if info.kind in ("truth", "derived"):
                 Ledger(self._label_ledger(info.name)).resize(slices)
             self.label(info.name).resize(slices)
         self.slices.resize(slices)
@@ -281,7 +312,7 @@ class Volume:
     def _label_info(self, name: str) -> LabelInfo:
         document = read_document(self.path / "labels" / name) or {}
         own = document.get("kesm", {})
-        return LabelInfo(name, own.get("kind", "foreign"), own.get("mapping", {}))
+        return LabelInfo(name, own.get("kind", "foreign"), own.get("mapping", {}), own.get("run"), own.get("truth"))
 
     def _label_ledger(self, name: str) -> Path:
         return self.path / "slices" / "labels" / name

@@ -17,7 +17,7 @@ def check_document(command: str, document: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON object of a command, after checking it."""
     Draft202012Validator.check_schema(_SCHEMAS[command])
     Draft202012Validator(_SCHEMAS[command], registry=_REGISTRY).validate(document)
-    runs = [document] if command in {"run", "demo"} else document.get("runs", [])
+    runs = {"run": [document], "demo": [document], "quality": []}.get(command, document.get("runs", []))
     if command == "sync" and document["run"] is not None:
         runs = [document["run"]]
     for run in runs:

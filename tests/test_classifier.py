@@ -24,7 +24,6 @@ from pipeline.classifier import (
     Samples,
     draw_samples,
     file_digest,
-    fit,
     fit_samples,
     image_of,
     load_classifier,
@@ -49,8 +48,11 @@ def planes() -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 @cache
 def trained(kind: str = "forest", seed: int = 0) -> Classifier:
-    grey, truth = planes()
-    return fit([np.pad(plane, HALO, mode="symmetric") for plane in grey[:2]], truth[:2], kind, seed, 1000)  # type: ignore[arg-type]
+    drawn = [
+        draw_samples(np.pad(grey, HALO, mode="symmetric"), truth, 1000, np.random.default_rng((seed, number)))
+        for number, (grey, truth) in enumerate(zip(*planes(), strict=True))
+    ]
+    return fit_samples(Samples.joined(drawn[:2]), kind, seed)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module", params=KINDS)

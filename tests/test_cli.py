@@ -94,6 +94,7 @@ def test_published_numbers_come_out_of_the_real_tile(here):
         "voxels": 262144, "annotated": 262144,
         "counts": {"tp": 5595, "fp": 122, "fn": 1863, "tn": 254564},
         "scores": scores, "macro": scores | {"tiles": 1, "undefined": dict.fromkeys(scores, 0)},
+        "undefined": "article", "excluded": None,
         "levels": {"min": 79, "median": 79, "max": 79},
         "seam": None, "drift": None,
         "tiles": {"total": 1, "done": 1, "reused": 0, "failed": 0, "pending": 0, "absent": 0,
@@ -222,7 +223,7 @@ def test_demo_prints_its_result(here, monkeypatch):
 
 
 def test_unexpected_error_is_not_hidden(brain, monkeypatch):
-    def fail(volume: Volume) -> None:
+    def fail(volume: Volume, *options: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("pipeline.report.describe", fail)

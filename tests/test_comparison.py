@@ -24,7 +24,6 @@ from pipeline.comparison import (
     Candidate,
     Interval,
     average_precision,
-    candidate_counts,
     ceiling,
     confidence_level,
     describe,
@@ -33,7 +32,6 @@ from pipeline.comparison import (
     roc_auc,
     scope_levels,
     slice_counts,
-    tile_ceilings,
     tile_counts,
 )
 from pipeline.confusion import Counts, scores
@@ -152,39 +150,17 @@ def test_sums_of_tables_do_not_overflow(scope, tiles, dtype):
     np.testing.assert_array_equal(levels, np.arange(8).reshape(2, 2, 2) // tiles)
 
 
-def test_candidates_are_all_pairs_of_methods_and_scopes():
-    tables = np.random.default_rng(3).integers(0, 9, (3, 2, 2, 3, 16), np.uint32)
-    counts = candidate_counts(tables, iter(["low", "high"]), ("tile", "slice", "volume"), "median", mean_level)
-    assert set(counts) == {Candidate(m, s, "median") for m in ("low", "high") for s in ("tile", "slice", "volume")}
-    for candidate, rows in counts.items():
-        levels = scope_levels(tables, candidate.method, candidate.scope, mean_level)
-        np.testing.assert_array_equal(rows, slice_counts(tables, levels), strict=True)
-    assert str(candidate) == "high per volume after median"
-
-
+@pytest.mark.parametrize("metric", ["mcc", "f1"])
 @settings(max_examples=60, deadline=None)
-@given(tables=TABLES)
-def test_ceilings_try_every_level(tables):
-    levels, mccs = tile_ceilings(tables)
-    for at in np.ndindex(tables.shape[:3]):
-        tried = {level: scores(loop_counts(tables[at], level)).mcc for level in range(-1, tables.shape[-1])}
-        found = ceiling(tables[at])
-        if None in tried.values():
-            assert found is None
-            assert np.isnan([levels[at], mccs[at]]).all()
-        else:
-            best = max(tried, key=tried.__getitem__)
-            assert found == (best, tried[best])
-            assert mccs[at] == pytest.approx(tried[best], abs=1e-14)
-            assert tried[levels[at]] == pytest.approx(tried[best], abs=2e-14)
-
-
-def test_ceilings_of_many_tiles():
-    tables = np.random.default_rng(4).integers(0, 9, (150, 3, 16), np.uint32)
-    tables[7, :2] = 0
-    levels, mccs = tile_ceilings(tables)
-    found = [ceiling(table) or (math.nan, math.nan) for table in tables]
-    np.testing.assert_allclose(np.stack([levels, mccs], axis=1), found, rtol=0, atol=1e-14)
+@given(table=SMALL)
+def test_ceiling_tries_every_level(metric, table):
+    tried = {level: scores(loop_counts(table, level)) for level in range(-1, table.shape[-1])}
+    found = ceiling(table, metric)
+    if tried[-1].mcc is None:
+        assert found is None
+    else:
+        best = max(tried, key=lambda level: getattr(tried[level], metric))
+        assert found == (best, tried[best].mcc, tried[best].f1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -206,18 +182,16 @@ def test_ceiling_of_a_volume_is_exact(table):
     ("table", "best"),
     [
         ([[0, 0], [0, 0], [5, 5]], None),
-        ([[0, 0], [2, 3], [0, 0]], (-1, 1.0)),
-        ([[2, 3], [0, 0], [0, 0]], (1, 1.0)),
-        ([[0, 3], [0, 2], [0, 0]], (-1, -1.0)),
-        ([[4, 0], [0, 2], [0, 9]], (0, 1.0)),
-        ([[0, 4], [2, 0], [0, 9]], (-1, -1.0)),
+        ([[0, 0], [2, 3], [0, 0]], (-1, 1.0, 1.0)),
+        ([[2, 3], [0, 0], [0, 0]], (1, 1.0, 1.0)),
+        ([[0, 3], [0, 2], [0, 0]], (-1, -1.0, 4 / 7)),
+        ([[4, 0], [0, 2], [0, 9]], (0, 1.0, 1.0)),
+        ([[0, 4], [2, 0], [0, 9]], (-1, -1.0, 1 / 2)),
     ],
     ids=["not annotated", "vessel", "background", "one level", "apart", "upside down"],
 )
 def test_ceilings_of_odd_tables(table, best):
-    table = np.array(table, np.uint32)
-    assert ceiling(table) == best
-    np.testing.assert_array_equal(np.hstack(tile_ceilings(table[None])), best or (math.nan, math.nan))
+    assert ceiling(np.array(table, np.uint32)) == best
 
 
 @settings(max_examples=60, deadline=None)
@@ -272,7 +246,7 @@ def test_intervals_are_those_of_one_candidate_at_a_time(slices, metric):
                 lambda drawn, other=place.candidate: score(best, drawn) - score(other, drawn),
             )
         )
-        assert place.interval == pytest.approx(interval, abs=1e-12)
+        assert place.interval == place.intervals[metric] == pytest.approx(interval, abs=1e-12)
         assert place.behind_interval == pytest.approx(behind, abs=1e-12)
         assert place.behind == score(best, slice(None)) - score(place.candidate, slice(None))
         assert place.counts == total(counts[place.candidate])
@@ -324,6 +298,31 @@ def test_equals_keep_their_order():
     assert held_out({YEN: rows, OTSU: rows, LI: rows}, folds=2).chosen == (YEN, YEN)
 
 
+def test_both_scores_have_intervals_whichever_ranks():
+    counts = some_counts(6, {OTSU: 0.8, YEN: 0.6})
+    by_mcc, by_f1 = (rank(counts, metric, resamples=100) for metric in ("mcc", "f1"))
+    for one, other in zip(by_mcc.places, by_f1.places, strict=True):
+        assert one.intervals == other.intervals == {"mcc": one.interval, "f1": other.interval}
+
+
+def test_equals_are_named_as_such():
+    counts = some_counts(6, {LI: 0.6, OTSU: 0.8})
+    counts |= {Candidate("otsu", scope, "median"): counts[OTSU] for scope in ("slice", "smooth")}
+    counts[Candidate("mine", "recipe", "none")] = counts[OTSU]
+    ranking = rank(counts, resamples=100)
+    assert [ranking.number(place) for place in ranking.places] == [1, 1, 1, 1, 5]
+    assert len(ranking.leaders) == 4
+    said = {describe(ranking, place) for place in ranking.leaders}
+    assert len(said) == 1
+    assert said.pop().startswith(
+        "otsu per tile after median, otsu per slice, smooth otsu and recipe mine after none are equally good, "
+        "and best: MCC 0."
+    )
+    counts |= {Candidate("yen", scope, "median"): counts[OTSU] for scope in ("tile", "slice")}
+    ranking = rank(counts, resamples=100)
+    assert "otsu per slice, smooth otsu and 3 others are equally good" in describe(ranking, ranking.places[0])
+
+
 @pytest.mark.parametrize("slices", [1, 2])
 def test_one_or_two_slices_have_no_interval(slices):
     counts = some_counts(slices, {OTSU: 0.8, YEN: 0.6})
@@ -331,7 +330,7 @@ def test_one_or_two_slices_have_no_interval(slices):
     ranking = rank(counts)
     assert [place.candidate for place in ranking.places] == [OTSU, YEN]
     for place in ranking.places:
-        assert (place.interval, place.behind_interval, place.told_apart) == (None, None, None)
+        assert (place.interval, place.behind_interval, place.told_apart, place.intervals) == (None, None, None, {})
     assert describe(ranking, ranking.places[1]).endswith(
         f"; an interval takes 5 annotated slices, and there are {slices}"
     )
@@ -484,17 +483,14 @@ def test_best_level_of_the_real_tile(real_table):
     best = ceiling(real_table)
     assert best.level == 68
     assert best.mcc == pytest.approx(0.880470, abs=5e-7)
-    np.testing.assert_allclose(np.array(tile_ceilings(real_table[None]))[:, 0], best, rtol=0, atol=1e-14)
     truth, grey = voxels_of(real_table)
     assert roc_auc(real_table) == pytest.approx(metrics.roc_auc_score(truth, grey), abs=1e-12)
     assert average_precision(real_table) == pytest.approx(metrics.average_precision_score(truth, grey), abs=1e-12)
 
 
 def test_real_tile_is_ranked(real_table):
-    def levels_of(method, tables):
-        return np.array([otsu_level(table.sum(axis=0)) if method == "otsu" else 65.0 for table in tables])
-
-    counts = candidate_counts(real_table[None, None, None], ["otsu", "yen"], ["tile"], "median", levels_of)
+    levels = {OTSU: float(otsu_level(real_table.sum(axis=0))), YEN: 65.0}
+    counts = {one: tile_counts(real_table[None], np.array([level])) for one, level in levels.items()}
     ranking = rank(counts)
     assert [(place.candidate, place.scores.mcc) for place in ranking.places][1] == (OTSU, 0.8533910225863214)
     assert describe(ranking, ranking.places[1]) == (

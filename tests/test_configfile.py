@@ -145,6 +145,11 @@ def test_a_configuration_written_as_yaml_reads_back(tmp_path, text):
     assert Recipe.model_validate(config.recipe.document()) == config.recipe
 
 
+@pytest.mark.parametrize("section", ["correct: {}", "clean: {}", "clean: {opening: null}", "correct:\nclean:\nvalid:"])
+def test_a_stage_that_does_nothing_is_none(tmp_path, section):
+    assert load(tmp_path, f"volume: a\n{section}\n").recipe == Recipe()
+
+
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
@@ -197,8 +202,9 @@ cluster:
         ("tile: [512, 512]", "2: tile: got [512, 512], must be a valid integer"),
         ("foreground: drak", "2: foreground: got 'drak', must be 'dark' or 'bright'"),
         ("5: 3", "2: 5: got 5, Keys should be strings"),
-        ("recipe: 3", "2: recipe: unknown key; expected one of clean, cluster, correct, denoise, foreground, memory, "
-         "name, refit, region, segmenter, sync, threshold, tile, truth, valid, volume"),
+        ("recipe: 3", "2: recipe: unknown key; expected one of clean, cluster, confusion, correct, denoise, "
+             "exclude_flagged, foreground, memory, name, refit, region, segmenter, sync, threshold, tile, truth, "
+             "undefined, valid, volume"),
         ("treshold: {method: otsu}", "2: treshold: unknown key; did you mean `threshold`?"),
         ("threshold:\n  methd: otsu", "3: threshold.methd: unknown key; did you mean `method`?"),
         ("threshold:\n  method: fixed", "3: threshold.level: is required by `method: fixed`"),
@@ -264,6 +270,30 @@ cluster:
          "15m or 2h"),
         ("sync:\n  images: {folder: a}\n  voxel_size_um: [1, 0]", "4: sync.voxel_size_um: got [1, 0], expected [z, y, "
          "x] in micrometres, such as [1, 0.7, 0.6]"),
+        ("tile: true", "2: tile: got True, expected a number"),
+        ("correct:\n  clahe: true", "3: correct.clahe: got True, expected a number"),
+        ("correct:\n  match: false", "3: correct.match: got False, expected a number"),
+        ("clean:\n  opening: yes", "3: clean.opening: got True, expected a number"),
+        ("clean:\n  opening: 33", "3: clean.opening: got 33, must be less than or equal to 32"),
+        ("clean: opening", "2: clean: got 'opening', expected keys below it, such as `small_objects: 30`"),
+        ("valid: {}", "2: valid: got neither, expected `label` or `padding`"),
+        ("valid: {label: a, padding: 0}", "2: valid: got both, expected `label` or `padding`"),
+        ("threshold:\n  on_no_signal: empty", "3: threshold.on_no_signal: got empty, but nothing says what has no "
+         "signal; add `min_contrast: 30`"),
+        ("threshold:\n  k: 3", "3: threshold.k: is a key of `method: local_mean or local_gaussian or local_median or "
+         "niblack or sauvola`, not of `otsu`"),
+        ("threshold:\n  method: local_mean\n  k: 3",
+         "4: threshold.k: got 3, which local_mean has no use for; leave it out"),
+        ("threshold:\n  method: niblack\n  offset: 3",
+         "4: threshold.offset: got 3, which niblack has no use for; leave it out"),
+        ("threshold:\n  method: sauvola\n  size: 50",
+         "4: threshold.size: got 50, expected an odd number of voxels from 3 to 999"),
+        ("segmenter:\n  target: mylab", "3: segmenter.target: got 'mylab', expected module:function, such as "
+         "mylab.vessels:segment"),
+        ("segmenter:\n  kind: python\n  halo: [8, 8]\n  target: a:b",
+         "4: segmenter.halo: got [8, 8], expected voxels as [z, y, x], such as [0, 8, 8], each at most 512"),
+        ("segmenter: {target: 'a:b'}\nthreshold: {method: li}",
+         "2: segmenter: got a segmenter and a threshold, which make the same mask; leave one out"),
         ("memory: true", "2: memory: got True, which is no amount of memory; write it as 4GB or 500MB"),
     ],
 )  # fmt: skip
@@ -364,10 +394,11 @@ def test_a_kind_that_the_file_implies_keeps_its_keys(tmp_path):
         ({"threshold.method": "otsu", "threshold.level": 3},
          "options: threshold.level: is a key of `method: fixed`, not of `otsu`"),
         ({"cluster.threads": 4},
-         "options: cluster.threads: is a key of `engine: threads` and `engine: local`, not of `address`"),
+         "options: cluster.threads: is a key of `engine: threads or local`, not of `address`"),
         ({"threshold": "otsu"}, "options: threshold: got 'otsu', expected keys below it, such as `method: otsu`"),
-        ({"method": "otsu"}, "options: method: unknown key; expected one of clean, cluster, correct, denoise, "
-         "foreground, memory, name, refit, region, segmenter, sync, threshold, tile, truth, valid, volume"),
+        ({"method": "otsu"}, "options: method: unknown key; expected one of clean, cluster, confusion, correct, "
+             "denoise, exclude_flagged, foreground, memory, name, refit, region, segmenter, sync, threshold, tile, "
+             "truth, undefined, valid, volume"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip

@@ -38,7 +38,7 @@ from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
 
 SHAPE = (3, 2100, 2600)  # two by two shards a slice, all but the first smaller than a shard; tiles cut at the edges
-TABLES = ("threshold", "status", "mask_key", "shard_digest")
+TABLES = ("threshold", "status", "signal", "seam", "vessel", "quality", "mask_key", "shard_digest")
 
 
 @pytest.fixture(scope="module")

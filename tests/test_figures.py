@@ -1,99 +1,661 @@
-"""Overlays against colours that were worked out by hand."""
+"""Figures: what they read against voxels, what they draw against arithmetic, and their looks against small references.
+
+``python -m tests.test_figures`` draws the references anew; look at every one of them before it is checked in.
+"""
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+from scipy import ndimage
+from sklearn import metrics
 
-from pipeline.errors import ConfigError, ShapeMismatchError, UnsupportedImageError
-from pipeline.figures import overlay
+from pipeline import figures
+from pipeline.confusion import Counts, scores
+from pipeline.errors import ConfigError, MissingInputError, RegionError
+from pipeline.excerpt import Excerpt, choose_level, read_excerpt, spans
+from pipeline.figures import KINDS, Request, Style, canvas
+from pipeline.figures.canvas import (
+    FONT,
+    Panel,
+    Swatch,
+    draw_pictures,
+    format_of,
+    length_text,
+    round_length,
+    save,
+    text_width,
+    wrapped,
+)
+from pipeline.figures.exhibit import View, read_gallery, read_map, read_overlay, read_overview, read_profile
+from pipeline.figures.pictures import draw_overlay
+from pipeline.figures.subject import Subject
+from pipeline.figures.tryout import read_curves, read_distribution, read_trial
+from pipeline.geometry import Box
+from pipeline.histogram import joint_histogram
+from pipeline.overlay import PALETTES, overlay
+from pipeline.phantom import Phantom
+from pipeline.runs import run
+from pipeline.volume import Volume
+from tests.builders import MAPPING, run_config
+from tests.command import kesm
+from tests.contract import check_document
 
-TRUTH = np.array([1, 0, 1, 0, 1, 1, 0, 0, 0], np.uint8).reshape(3, 3)
-MASK = np.array([1, 0, 1, 0, 0, 1, 1, 0, 0], np.uint8).reshape(3, 3)
-COLOURS = {(1, 1): (0, 255, 255), (0, 1): (255, 0, 255), (1, 0): (255, 255, 0), (0, 0): (0, 0, 0)}
+REFERENCES = Path(__file__).parent / "reference"
+TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
+SHAPE = (3, 600, 700)
+SIDE = 256
+STYLE = Style(dpi=50)
+MOST_DIFFERENT = 3.0  # grey levels, root mean square: letters are drawn a little differently by another version
 
 
-def slow_overlay(image, truth, mask, alpha):
-    out = np.empty((*image.shape, 3), np.uint8)
-    for place in np.ndindex(image.shape):
-        grey = int(image[place])
-        known = truth[place] in (0, 255)
-        colour = COLOURS[int(truth[place] == 255), int(mask[place] != 0)] if known else (grey, grey, grey)
-        # Python's round is half to even.
-        out[place] = [round(alpha * grey + (1 - alpha) * part) for part in colour]
-    return out
+def phantom_volume(path: Path, shape: tuple[int, int, int] = SHAPE, dtype: str = "uint8") -> Volume:
+    """Phantom with a truth of its even slices, a part of which nobody annotated."""
+    phantom = Phantom(shape, seed=3, dtype=dtype)
+    volume = Volume.create(path, shape, dtype, (1, 0.7, 0.6))
+    volume.staging.mkdir()
+    truth, ledger = volume.create_truth("groundtruth", MAPPING)
+    for z in range(shape[0]):
+        image, _ = phantom.slice(z)
+        volume.slices.record(z, volume.image.write_slice(z, image, volume.staging), f"{z}.png", 0)
+        traced = phantom.partial_truth(z)
+        if traced is not None:
+            ledger.record(z, truth.write_slice(z, traced, volume.staging), f"{z}.png", 0)
+    volume.publish_label("groundtruth")
+    volume.staging.rmdir()
+    return volume
 
 
-# The published example holds for an image of grey levels 0 and 1, the truth itself: half of 1 and half of 255 is 128,
-# half of 1 and half of 0 is 0.5 and rounds to the even 0. With the image at 0 and 255 the same colours are lighter.
+def small_volume(path: Path) -> Volume:
+    """What the references show."""
+    made = phantom_volume(path, (3, 150, 200))
+    run(run_config(made, tile=64))
+    return made
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    return small_volume(tmp_path_factory.mktemp("small") / "brain.zarr")
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    """Phantom with one run."""
+    made = phantom_volume(tmp_path_factory.mktemp("figures") / "brain.zarr")
+    run(run_config(made, tile=SIDE))
+    return made
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    """A volume of one slice without truth and runs."""
+    made = Volume.create(tmp_path_factory.mktemp("bare") / "bare.zarr", (2, 90, 120), "uint8")
+    made.staging.mkdir()
+    image = Phantom((1, 90, 120)).slice(0)[0]
+    made.slices.record(0, made.image.write_slice(0, image, made.staging), "0.png", 0)
+    made.staging.rmdir()
+    return made
+
+
+@pytest.fixture
+def mine(volume: Volume, tmp_path: Path) -> Volume:
+    """A copy that a test may change."""
+    shutil.copytree(volume.path, tmp_path / "mine.zarr")
+    return Volume(tmp_path / "mine.zarr")
+
+
+def voxels(volume: Volume, label: str | None = None) -> np.ndarray:
+    array = volume.image.full if label is None else volume.label(label).full
+    return array.read(Box.whole(volume.shape))
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def drawn(figure, tmp_path: Path) -> np.ndarray:
+    save(figure, tmp_path / "drawn.png")
+    return pixels_of(tmp_path / "drawn.png")
+
+
+def shown(axes) -> np.ndarray:
+    """Pixels of a picture before they were enlarged, which must be all alike."""
+    (image,) = axes.images
+    large, (left, right, _, _) = np.asarray(image.get_array()), image.get_extent()
+    zoom = round(large.shape[1] / (right - left))
+    pixels = large[::zoom, ::zoom]
+    np.testing.assert_array_equal(pixels.repeat(zoom, 0).repeat(zoom, 1), large)
+    return pixels
+
+
+REQUESTS = {"overview": Request(z=0), "try-all": Request(at=(2, 64, 0)), "map": Request(z=2, metric="f1")}
+
+
+def reference(kind: str, volume: Volume) -> Figure:
+    style = Style(PALETTES["colour-blind"], 0.4, 40) if kind == "worst" else Style(dpi=50)
+    return figures.draw(kind, volume, REQUESTS.get(kind, Request()), style)
+
+
+def halved(pixels: np.ndarray) -> Image.Image:
+    """Half the size: letters are drawn a little differently by each version of matplotlib."""
+    return Image.fromarray(pixels).reduce(2)
+
+
+@pytest.mark.skipif(mpl.__version_info__ < (3, 11), reason="letters have other widths in older versions of matplotlib")
+@pytest.mark.parametrize("kind", KINDS)
+def test_looks_as_it_did(small, kind, tmp_path):
+    found = np.asarray(halved(drawn(reference(kind, small), tmp_path)), float)
+    expected = pixels_of(REFERENCES / f"{kind}.png")
+    assert found.shape == expected.shape
+    assert np.sqrt(((found - expected) ** 2).mean()) < MOST_DIFFERENT
+    assert (REFERENCES / f"{kind}.png").stat().st_size < 30_000
+
+
+# The example of the article: image and truth are one and the same picture of 0 and 1.
+FLAT = "0 128 128  0 0 0  0 128 128  0 0 0  128 128 0  0 128 128  128 0 128  0 0 0  0 0 0"
+
+
+@pytest.mark.parametrize("dpi", [40, 200, 333])
+def test_every_pixel_of_an_overlay_is_the_formula_s(bare, dpi, tmp_path):
+    truth = np.array([1, 0, 1, 0, 1, 1, 0, 0, 0], np.uint8).reshape(3, 3)
+    mask = np.array([1, 0, 1, 0, 0, 1, 1, 0, 0], np.uint8).reshape(3, 3)
+    excerpt = Excerpt(Box((0, 0, 0), (1, 3, 3)), 0, None, truth, truth * 255, mask * 255)
+    figure = draw_overlay(View(Subject(bare, "otsu", "truth", excerpt.box), excerpt), Style(dpi=dpi))
+    picture = figure.axes[0]
+    for artist in (*picture.lines, *picture.texts):
+        artist.remove()  # the scale bar
+    found = drawn(figure, tmp_path)
+    height, left = found.shape[0], picture.get_window_extent()
+    zoom = round(left.width / 3)
+    assert zoom > 20
+    top = height - round(left.y1)
+    square = found[top : top + 3 * zoom, round(left.x0) : round(left.x0) + 3 * zoom]
+    expected = np.array([int(value) for value in FLAT.split()]).reshape(3, 3, 3).repeat(zoom, 0).repeat(zoom, 1)
+    np.testing.assert_array_equal(square, expected)
+
+
+def test_overlay_of_a_tile_has_every_voxel_once(volume, tmp_path):
+    figure = figures.draw("overlay", volume, Request(at=(0, 300, 300)), Style(PALETTES["colour-blind"], 0.25, 100))
+    box = np.s_[0, 256:512, 256:512]
+    image, truth, mask = (voxels(volume, label)[box] for label in (None, "groundtruth", "otsu"))
+    expected = overlay(image, truth, mask, 0.25, PALETTES["colour-blind"])
+    np.testing.assert_array_equal(shown(figure.axes[0]), expected)
+    assert figure.axes[0].get_window_extent().width == pytest.approx(256 * 2)
+
+
+@given(st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)), st.integers(1, 8), st.integers(1, 4000))
+def test_level_is_the_finest_that_fits(shape, levels, pixels):
+    level = choose_level(shape, levels, pixels)
+    sides = [-(-max(shape) // 2**number) for number in range(levels)]
+    assert sides[level] <= pixels or level == levels - 1
+    assert all(side > pixels for side in sides[:level])
+
+
+def test_coarse_levels_are_read_and_no_other(mine):
+    whole = Box.of_slice(2, SHAPE)
+    image, truth, mask = (voxels(mine, label)[2] for label in (None, "groundtruth", "otsu"))
+    for label in ("", "labels/groundtruth/", "labels/otsu/"):
+        shutil.rmtree(mine.path / f"{label}0" / "c")  # a finer one would be read as fill
+    found = read_excerpt(mine, whole, 350, truth="groundtruth", mask="otsu")
+    assert (found.level, found.step, found.box) == (1, 2, whole)
+    blocks = [plane.reshape(300, 2, 350, 2).swapaxes(1, 2).reshape(300, 350, 4) for plane in (image, truth, mask)]
+    np.testing.assert_array_equal(found.image, (blocks[0].sum(axis=2, dtype=int) + 2) // 4)
+    vessel = (blocks[1] == 255).any(axis=2)
+    np.testing.assert_array_equal(found.truth, np.where(vessel, 255, blocks[1].min(axis=2)))
+    np.testing.assert_array_equal(found.mask, blocks[2].max(axis=2))
+    assert found.done.all()
+
+
+def test_region_is_rounded_outward_to_pixels(volume):
+    found = read_excerpt(volume, Box((0, 3, 101), (1, 8, 700)), 1, level=1)
+    assert found.box == Box((0, 2, 100), (1, 8, 700))
+    assert found.image.shape == (3, 300)
+
+
+def test_tiles_without_a_mask_show_the_image(mine):
+    shutil.rmtree(mine.path / "tiles")
+    shutil.rmtree(mine.path / "runs")
+    shutil.rmtree(mine.path / "labels" / "otsu")
+    run(run_config(mine, tile=SIDE, region={"z": [0, 1]}, name="part"))
+    view = read_overlay(mine, Request(name="part"), 1000)
+    assert view.excerpt.box.start[0] == 0
+    assert view.counts == Counts.from_images(voxels(mine, "groundtruth")[0], voxels(mine, "part")[0])
+    with pytest.raises(MissingInputError, match=r"run 'part' has not done z=2:3.* yet"):
+        read_overlay(mine, Request(name="part", z=2), 1000)
+    tiles = mine.path / "tiles" / "part" / "status" / "c" / "0" / "0" / "0"
+    assert tiles.is_file()
+    half = replace(view.excerpt, done=np.arange(700) < np.full((600, 1), 350))
+    known = half.known_truth()
+    assert (known[:, 350:] == 127).all()
+    np.testing.assert_array_equal(known[:, :350], view.excerpt.truth[:, :350])
+
+
+def test_tables_and_voxels_give_an_overlay_the_same_counts(volume):
+    fine, coarse = (read_overlay(volume, Request(z=0, level=level), 1000) for level in (0, 1))
+    assert (fine.excerpt.level, coarse.excerpt.level) == (0, 1)
+    assert fine.counts == coarse.counts is not None
+    part = Box((0, 10, 0), (1, 500, 700))
+    assert read_overlay(volume, Request(region=part, level=1), 1000).counts is None  # tiles say nothing of a part
+
+
+def test_overview_shows_what_there_is(volume, bare):
+    view = read_overview(volume, Request(), 1000)
+    assert view.subject.box.start[0] in (0, 2)
+    assert len(figures.draw("overview", volume).axes) == 3
+    figure = figures.draw("overview", bare)
+    assert [shown(axes).tolist() for axes in figure.axes] == [
+        voxels(bare)[0].tolist(), (255 - voxels(bare)[0]).tolist(),
+    ]  # fmt: skip
+
+
+@cache
+def filtered(volume: Volume, z: int, top: int) -> np.ndarray:
+    return ndimage.median_filter(top - voxels(volume)[z].astype(int), 3, mode="reflect")
+
+
+def test_grey_levels_are_those_of_the_voxels(volume):
+    found = read_distribution(volume, Request(), 1)
+    truth = voxels(volume, "groundtruth")
+    for row, value in enumerate((0, 255, 127)):
+        expected = sum(np.bincount(filtered(volume, z, 255)[truth[z] == value], minlength=256) for z in range(SHAPE[0]))
+        np.testing.assert_array_equal(found.table[row], expected)
+    marked = voxels(volume, "otsu")
+    assert found.counts == Counts.from_images(truth, marked)
+    assert found.tops.tolist() == list(range(256))
+    for level in found.levels.values():
+        above = np.stack([filtered(volume, z, 255) > level for z in range(SHAPE[0])])
+        assert found.counts_at(level) == Counts.from_images(truth, above)
+
+
+@pytest.mark.parametrize("request_", [Request(), Request(z=1), Request(at=(1, 599, 699))], ids=["all", "slice", "tile"])
+def test_grey_levels_without_a_truth(volume, request_, mine):
+    shutil.rmtree(mine.path / "tiles" / "otsu" / "truth")
+    found, expected = (read_distribution(each, request_, 1) for each in (mine, volume))
+    assert not found.split
+    np.testing.assert_array_equal(found.table.sum(axis=0), expected.table.sum(axis=0))
+    with pytest.raises(MissingInputError, match=r"of the whole volume and of one tile \(--at\) only"):
+        read_distribution(mine, Request(region=Box((0, 0, 0), (1, 300, 700))), 1)
+
+
+def test_16_bit_is_shown_on_its_own_scale(tmp_path):
+    volume = phantom_volume(tmp_path / "deep.zarr", dtype="uint16")
+    run(run_config(volume, tile=SIDE))
+    found = read_distribution(volume, Request(), 1)
+    low, high = volume.filtered_window(dark=True)
+    assert (found.tops[0], found.tops[-1]) == (low + (high - low + 1) // 256 - 1, high)
+    assert low < found.grey(found.levels["otsu"]) <= high
+    trial = read_trial(volume, Request(at=(0, 0, 0)), 1)
+    image = filtered(volume, 0, 65535)[:SIDE, :SIDE]
+    np.testing.assert_array_equal(trial.attempts[0].mask, image > trial.attempts[0].level)
+    for kind in ("histogram", "overlay"):
+        assert figures.draw(kind, volume, Request(), STYLE).axes
+
+
+def test_every_method_is_scored_on_the_tile_that_is_shown(volume):
+    trial = read_trial(volume, Request(at=(2, 300, 10)), 1)
+    truth = voxels(volume, "groundtruth")[2, 256:512, :256]
+    known = truth != 127
+    assert [attempt.method for attempt in trial.attempts][:2] == ["otsu", "li"]
+    for attempt in trial.attempts:
+        np.testing.assert_array_equal(attempt.mask, filtered(volume, 2, 255)[256:512, :256] > attempt.level)
+        expected = metrics.matthews_corrcoef(truth[known] == 255, attempt.mask[known])
+        assert attempt.mcc == pytest.approx(expected, abs=1e-12)
+    assert trial.attempts[-1].mcc == max(attempt.mcc for attempt in trial.attempts)
+    np.testing.assert_array_equal(trial.attempts[0].mask * 255, voxels(volume, "otsu")[2, 256:512, :256])
+
+
+@pytest.mark.skipif(not TILE.is_dir(), reason="the real tile is not there")
+def test_methods_on_the_tile_of_kesm(tmp_path):
+    volume = Volume.create(tmp_path / "tile.zarr", (1, 512, 512), "uint8")
+    volume.staging.mkdir()
+    truth, ledger = volume.create_truth("groundtruth", MAPPING)
+    planes = [np.asarray(Image.open(TILE / name).convert("L")) for name in ("grayscale.png", "groundtruth.png")]
+    for plane, pyramid, record in zip(planes, (volume.image, truth), (volume.slices, ledger), strict=True):
+        record.record(0, pyramid.write_slice(0, plane, volume.staging), "0.png", 0)
+    volume.publish_label("groundtruth")
+    trial = read_trial(volume, Request(), 1)  # without a run: by the default recipe
+    found = {attempt.method: (round(attempt.level, 3), round(attempt.mcc, 6)) for attempt in trial.attempts}
+    assert found == {
+        "otsu": (79, 0.853391), "li": (34.147, 0.062802), "yen": (65, 0.877205), "triangle": (55, 0.756320),
+        "isodata": (36, 0.071248), "mean": (43.935, 0.152871), "minimum": (6, 0.017017),
+        "best there is": (68, 0.880470),
+    }  # fmt: skip
+
+
+def test_best_tile_of_a_trial_is_the_one_with_most_vessel(volume):
+    trial = read_trial(volume, Request(z=0), 1)
+    traced = voxels(volume, "groundtruth")[0] == 255
+    sums = {(y, x): traced[y : y + SIDE, x : x + SIDE].sum() for y in range(0, 600, SIDE) for x in range(0, 700, SIDE)}
+    assert trial.subject.box.start[1:] == max(sums, key=sums.__getitem__)
+
+
+def test_gallery_has_the_worst_first(volume):
+    gallery = read_gallery(volume, Request(metric="f1"), 1)
+    truth, mask = voxels(volume, "groundtruth"), voxels(volume, "otsu")
+    for sample in (*gallery.worst, *gallery.best):
+        box = sample.excerpt.box.slices
+        assert sample.counts == Counts.from_images(truth[box], mask[box])
+        assert sample.score == pytest.approx(scores(sample.counts).f1)
+    shown = [sample.score for sample in gallery.worst]
+    assert shown == sorted(shown)
+    assert [sample.score for sample in gallery.best] == sorted((s.score for s in gallery.best), reverse=True)
+    assert len(gallery.worst) == 8
+    texts = {text.get_text() for text in figures.draw("worst", volume, Request(metric="f1")).findobj(Text)}
+    first = gallery.worst[0]
+    assert {f"worst 1: F1 {first.score:.3f}", f"at {','.join(map(str, first.excerpt.box.start))}"} <= texts
+
+
+def test_map_has_the_number_of_every_tile(volume):
+    found = read_map(volume, Request(z=2, metric="vessel"), 200)
+    mask = voxels(volume, "otsu")[2] == 255
+    expected = [[mask[y : y + SIDE, x : x + SIDE].mean() for x in range(0, 700, SIDE)] for y in range(0, 600, SIDE)]
+    np.testing.assert_allclose(found.values, expected)
+    figure = figures.draw("map", volume, Request(z=2, metric="vessel"))
+    low, high = figure.axes[1].get_ylim()
+    assert (low, high) == pytest.approx((np.min(expected), np.max(expected)))
+
+
+def test_tiles_without_a_value_show_the_image(volume):
+    found = read_map(volume, Request(z=2), 1000)
+    values = found.values.copy()
+    values[0, 0] = np.nan
+    axes = KINDS["map"].draw(replace(found, values=values), Style()).axes[0]
+    colours = axes.images[0].get_array()
+    np.testing.assert_array_equal(colours[:SIDE, :SIDE], found.excerpt.image[:SIDE, :SIDE, None].repeat(3, axis=2))
+    assert (colours[SIDE:] != found.excerpt.image[SIDE:, :, None]).any()
+
+
+def test_profile_has_the_scores_of_every_slice(volume):
+    truth, mask = voxels(volume, "groundtruth"), voxels(volume, "otsu")
+    figure = figures.draw("profile", volume)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    for name, field in (("MCC", "mcc"), ("recall", "recall")):
+        expected = [getattr(scores(Counts.from_images(truth[z], mask[z])), field) for z in (0, 2)]
+        assert lines[name].get_xdata().tolist() == [0, 2]
+        np.testing.assert_allclose(lines[name].get_ydata(), expected)
+    np.testing.assert_allclose(lines["mask"].get_ydata(), (mask == 255).mean(axis=(1, 2)))
+    profile = read_profile(volume, Request(), 1)
+    medians = np.median(profile.census.level.reshape(3, -1), axis=1)
+    np.testing.assert_allclose(lines["median of tiles"].get_ydata(), medians)
+
+
+def test_curves_go_through_every_level(volume):
+    found = read_curves(volume, Request(), 1)
+    truth = voxels(volume, "groundtruth")
+    known = truth != 127
+    grey = np.stack([filtered(volume, z, 255) for z in range(SHAPE[0])])[known]
+    false, true, _ = metrics.roc_curve(truth[known] == 255, grey, drop_intermediate=False)
+    roc, pr = figures.draw("curves", volume).axes
+    line = roc.lines[0]
+    area = np.trapezoid(line.get_ydata()[::-1], line.get_xdata()[::-1])
+    assert area == pytest.approx(metrics.auc(false, true))
+    assert f"{metrics.auc(false, true):.4f}" in roc.get_title(loc="left")
+    average = metrics.average_precision_score(truth[known] == 255, grey)
+    assert f"{average:.4f}" in pr.get_title(loc="left")
+    assert found.counts is not None
+    stars = [line for line in pr.lines if str(line.get_marker()) == "*"]
+    own = scores(found.counts)
+    assert (stars[0].get_xdata()[0], stars[0].get_ydata()[0]) == (own.recall, own.precision)
+
+
+ODD = "a_very_long_name_" * 9 + "$x$ <b>&amp; \u8840\u7ba1.zarr"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["brain.zarr", ODD], ids=["plain", "odd"])
+def test_nothing_is_cut_off(small, kind, name):
+    small.path, path = small.path.with_name(name), small.path
+    small.path.symlink_to(path) if name == ODD else None
+    try:
+        figure = figures.draw(kind, small, Request(), Style(dpi=100))
+    finally:
+        if name == ODD:
+            small.path.unlink()
+        small.path = path
+    with canvas.settings():
+        figure.draw_without_rendering()
+        inked = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert inked.x0 >= 0
+    assert inked.y0 >= 0
+    assert inked.x1 <= width
+    assert inked.y1 <= height
+    shown = "".join(text.get_text() for text in figure.findobj(Text))
+    assert re.sub(r"\s", "", name) in re.sub(r"\s", "", shown)
+
+
 @pytest.mark.parametrize(
-    ("image", "flat"),
+    ("kind", "ending"), [("overlay", "png"), ("overlay", "svg"), ("curves", "svg"), ("map", "pdf")]
+)
+def test_equal_figures_are_equal_files(small, ending, kind, tmp_path):
+    theirs = {"font.size": 20.0, "axes.facecolor": "black", "svg.fonttype": "none", "savefig.bbox": "tight"}
+    files = []
+    for number, settings in enumerate(({}, theirs)):
+        with mpl.rc_context(settings):
+            before = dict(mpl.rcParams)
+            files.append(tmp_path / f"{number}.{ending}")
+            save(figures.draw(kind, small, Request(), STYLE), files[-1])
+            assert dict(mpl.rcParams) == before
+    first, second = (file.read_bytes() for file in files)
+    assert first == second
+    for trace in (b"CreationDate", b"dc:date", b"Matplotlib v", b"matplotlib.org"):
+        assert trace not in first
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+def test_pyplot_is_left_alone():
+    code = "import sys, pipeline, pipeline.cli; assert 'matplotlib' not in sys.modules; import pipeline.figures; " \
+        "assert 'matplotlib.pyplot' not in sys.modules"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_letters_are_those_of_the_font_that_comes_along():
+    found = mpl.font_manager.findfont(FONT)
+    assert Path(found).is_relative_to(mpl.get_data_path())
+
+
+@given(st.floats(1e-6, 1e9))
+def test_bars_have_round_lengths(about):
+    length = round_length(about)
+    assert length <= about * (1 + 1e-9)
+    assert 2.5 * length > about * (1 - 1e-9)
+    mantissa = length / 10 ** np.floor(np.log10(length) + 1e-9)
+    assert round(mantissa, 6) in (1, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "text", "um"),
+    [(None, "20 voxels", 20.0), ((1, 0.7, 0.6), "10 µm", 10.0), ((1, 9, 50), "1 mm", 1000.0)],
+    ids=["unknown", "kesm", "coarse"],
+)
+def test_bar_is_as_long_as_it_says(size, text, um):
+    picture = Panel(np.zeros((100, 100), np.uint8))
+    figure = draw_pictures(title="t", notes=[], panels=[picture], columns=1, style=STYLE, side=3, scale=(1, size))
+    (axes,) = figure.axes
+    assert axes.texts[0].get_text() == text
+    across, down = axes.lines[0].get_xdata(), axes.lines[0].get_ydata()
+    assert (across.max() - across.min()) * (1 if size is None else size[2]) == pytest.approx(um)
+    if size == (1, 0.7, 0.6):  # the other way a bar is shorter in voxels
+        assert (down.max() - down.min()) * size[1] == pytest.approx(um)
+
+
+def test_bar_counts_the_voxels_of_coarse_pixels():
+    picture = Panel(np.zeros((100, 100), np.uint8))
+    figure = draw_pictures(title="t", notes=[], panels=[picture], columns=1, style=STYLE, side=3, scale=(8, (1, 1, 1)))
+    across = figure.axes[0].lines[0].get_xdata()
+    assert figure.axes[0].texts[0].get_text() == "200 µm"
+    assert across.max() - across.min() == pytest.approx(25)
+
+
+def test_lengths_in_words():
+    assert [length_text(*each) for each in ((1, "voxels"), (0.2, "µm"), (2000, "µm"))] == ["1 voxel", "0.2 µm", "2 mm"]
+
+
+@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs"]), max_size=60), st.floats(0.5, 4))
+def test_wrapped_lines_fit_and_lose_nothing(text, width):
+    lines = wrapped(text, width, 9)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(text_width(line, 9) <= width or len(line) == 1 for line in lines)
+
+
+def test_legends_wrap():
+    entries = [Swatch("#ffffff", "x" * 20)] * 5
+    picture = Panel(np.zeros((10, 10), np.uint8))
+    figure = draw_pictures(title="t", notes=[], panels=[picture], columns=1, style=STYLE, side=1, legend=entries)
+    tops = {text.get_position()[1] for text in figure.texts if text.get_text() == "x" * 20}
+    assert len(tops) > 1
+
+
+def test_numbers_in_words():
+    assert spans([0, 1, 2, 4, 7, 8]) == "0 to 2, 4, 7 to 8"
+    assert spans([]) == "none"
+    assert spans(list(range(0, 40, 2))) == "0, 2, 4, 6, 8, 10, 12, 14, ..."
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
     [
-        (
-            TRUTH,
-            "0 128 128  0 0 0  0 128 128  0 0 0  128 128 0  0 128 128  128 0 128  0 0 0  0 0 0",
-        ),
-        (
-            TRUTH * 255,
-            "128 255 255  0 0 0  128 255 255  0 0 0  255 255 128  128 255 255  128 0 128  0 0 0  0 0 0",
-        ),
+        (("overlai", "V"), "expected one of: overview, .*; did you mean overlay?"),
+        (("zebra", "V"), "got 'zebra', expected one of"),
+        (("overlay", "nowhere"), "nowhere: no such volume"),
+        (("overlay", "V", "--out", "x.gif"), r"got x.gif with the ending '.gif', expected .png, .svg, .pdf"),
+        (("overlay", "V", "--out", "x"), "got x with no ending"),
+        (("overlay", "V", "--out", "no/x.png"), "there is no folder .*no; make it"),
+        (("overlay", "V", "--slice", "1"), "truth 'groundtruth' has nothing of slice 1, but of 0, 2"),
+        (("overlay", "V", "--slice", "3"), "--slice: got 3, the volume has slices 0 to 2"),
+        (("overlay", "V", "--at", "0,600,0"), "--at: got 0,600,0, the volume has z,y,x below 3,600,700"),
+        (("overlay", "V", "--at", "here"), "--at: got 'here'"),
+        (("overlay", "V", "--at", "0,0,0", "--slice", "0"), "--slice and --at: say the same thing twice"),
+        (("overlay", "V", "--region", "z=0:2"), "z=0:2,.* 2 slices, and a picture shows one"),
+        (("overlay", "V", "--region", "z=0:1,y=0:9000"), "region: got y=0:9000"),
+        (("overlay", "V", "--region", "z=0:1", "--slice", "2"), "--region and --slice: say the same"),
+        (("overlay", "V", "--level", "2"), "--level: got 2, the volume has levels 0 to 1"),
+        (("overlay", "V", "--alpha", "1.5"), "--alpha: got 1.5, expected a weight"),
+        (("overlay", "V", "--dpi", "5"), "--dpi: got 5, expected 30 to 1200"),
+        (("overlay", "V", "--palette", "neon"), "palette: got 'neon', expected article or colour-blind"),
+        (("overlay", "V", "--colours", "tp=green"), "colours: got 'tp=green', expected tp, fp"),
+        (("overlay", "V", "--name", "nobody"), "has no run 'nobody'; it has: otsu"),
+        (("overlay", "V", "--truth", "nobody"), "has no label 'nobody'"),
+        (("overlay", "V", "--truth", "otsu"), "'otsu' is the mask of a run, not a truth"),
+        (("map", "V", "--metric", "beauty"), "--metric: got 'beauty', expected one of: accuracy"),
+        (("map", "V", "--slice", "1"), "no tile of slice 1 has a mcc in run 'otsu'; slices that have one: 0, 2"),
+        (("worst", "V", "--metric", "level"), "--metric: got 'level', expected one of: accuracy"),
+        (("worst", "V", "--slice", "1"), "no annotated tile of slice 1 has any vessel"),
+        (("curves", "V", "--slice", "1"), "has not both vessel and background in slice 1"),
+        (("profile", "V", "--alpha", "0.5"), "--alpha: profile has no use for it; leave it out"),
+        (("histogram", "V", "--level", "1"), "--level: histogram has no use for it"),
+        (("overlay", "B"), "has no run yet; make one with `kesm run"),
+        (("map", "B", "--metric", "level"), "has no run yet"),
+        (("overview", "B", "--slice", "1"), "slice 1 is absent, 1 of 2 are there"),
+        (("try-all", "B", "--at", "1,0,0"), "slice 1 is absent"),
+        (("overview", "B", "--truth", "t"), "has no label 't'; it has: none yet"),
     ],
-    ids=["image-0-1", "image-0-255"],
-)
-def test_the_nine_pixels_of_the_article(image, flat):
-    got = overlay(image, TRUTH * 255, MASK * 255, alpha=0.5)
-    assert got.dtype == np.uint8
-    assert got.shape == (3, 3, 3)
-    assert got.ravel().tolist() == [int(value) for value in flat.split()]
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_wrong_input_is_one_message(volume, bare, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"V": volume.path, "B": bare.path}
+    answer = kesm("figure", *(places.get(word, word) for word in words))
+    assert re.search(message, answer.message.replace("?", "?")), answer.message
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_nobody_annotated_shows_the_image():
-    image = np.array([[10, 20, 30]], np.uint8)
-    truth = np.array([[127, 127, 1]], np.uint8)
-    got = overlay(image, truth, np.array([[0, 255, 255]], np.uint8))
-    assert got.tolist() == [[[10] * 3, [20] * 3, [30] * 3]]
+def test_several_runs_and_truths_are_named(mine):
+    run(run_config(mine, tile=SIDE, name="other", region={"z": [0, 1]}))
+    for kind in KINDS:
+        if kind != "overview":
+            with pytest.raises(ConfigError, match=r"has the runs other, otsu; choose one with --name"):
+                figures.draw(kind, mine)
+    mine.staging.mkdir()
+    truth, ledger = mine.create_truth("second", MAPPING)
+    ledger.record(0, truth.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), mine.staging), "0.png", 0)
+    mine.publish_label("second")
+    with pytest.raises(ConfigError, match=r"has the truths groundtruth, second; choose one with --truth"):
+        figures.draw("overview", mine)
+    view = read_overlay(mine, Request(name="otsu", z=0), 1000)  # the one that it was compared with
+    assert view.subject.truth == "groundtruth"
+    assert read_overlay(mine, Request(name="otsu", truth="second"), 1000).subject.box.start[0] == 0
+    with pytest.raises(MissingInputError, match=r"run 'otsu' was not compared with 'second'"):
+        read_distribution(mine, Request(name="otsu", truth="second"), 1)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "expected"),
-    [(1.0, [100, 100, 100]), (0.0, [0, 255, 255]), (0.25, [25, 216, 216])],
-    ids=["image", "colour", "quarter"],
-)
-def test_alpha_is_the_weight_of_the_image(alpha, expected):
-    one = np.array([[255]], np.uint8)
-    assert overlay(np.array([[100]], np.uint8), one, one, alpha).tolist() == [[expected]]
+def test_figures_that_need_a_truth_say_so(mine):
+    for place in ("tiles/otsu/truth", "labels/groundtruth", "slices/labels/groundtruth"):
+        shutil.rmtree(mine.path / place)
+    for kind in ("overlay", "curves", "worst", "map"):
+        with pytest.raises(MissingInputError, match=r"has no truth, which this figure needs; add one with"):
+            figures.draw(kind, mine)
+    for kind in ("overview", "histogram", "try-all", "profile"):
+        assert figures.draw(kind, mine, Request(), STYLE).axes
+    assert figures.draw("map", mine, Request(metric="level"), STYLE).axes
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    layers=arrays(np.uint8, st.tuples(st.just(3), st.integers(1, 4), st.integers(1, 4))),
-    alpha=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
-)
-def test_equals_the_formula_of_each_voxel(layers, alpha):
-    image, mask = layers[0], layers[2] & 255
-    truth = np.array([0, 127, 255], np.uint8)[layers[1] % 3]
-    np.testing.assert_array_equal(overlay(image, truth, mask, alpha), slow_overlay(image, truth, mask, alpha))
+def test_an_empty_run_says_so(mine):
+    shutil.rmtree(mine.path / "tiles" / "otsu" / "status" / "c")
+    for kind in ("histogram", "profile", "map", "curves", "worst"):
+        with pytest.raises(MissingInputError, match=r"run 'otsu' has none of the 27 tiles"):
+            figures.draw(kind, mine)
+    with pytest.raises(MissingInputError, match=r"has all that this figure shows|has not done"):
+        figures.draw("overlay", mine)
 
 
-@pytest.mark.parametrize("odd", [0, 1, 2], ids=["image", "truth", "mask"])
-def test_shapes_must_be_equal(odd):
-    layers = [np.zeros((2, 3), np.uint8)] * 3
-    layers[odd] = np.zeros((3, 2), np.uint8)
-    with pytest.raises(ShapeMismatchError, match=r"got shapes .*\(3, 2\).*must be equal"):
-        overlay(*layers)
+def test_a_large_picture_is_refused(volume):
+    huge = Volume(volume.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.excerpt.MOST_PIXELS", 1000)
+        with pytest.raises(ConfigError, match=r"--level: got 0, at which z=0:1.* million pixels; choose a coarser"):
+            read_excerpt(huge, Box.of_slice(0, SHAPE), 1, level=0)
 
 
-def test_images_of_16_bit_are_refused():
-    nothing = np.zeros((2, 2), np.uint8)
-    with pytest.raises(UnsupportedImageError, match="got an image of uint16, expected uint8"):
-        overlay(nothing.astype(np.uint16), nothing, nothing)
+def test_several_slices_are_no_picture(volume):
+    with pytest.raises(RegionError, match="has 3 slices, and a picture shows one"):
+        read_excerpt(volume, Box.whole(SHAPE), 100)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")], ids=str)
-def test_alpha_must_be_a_weight(alpha):
-    nothing = np.zeros((2, 2), np.uint8)
-    with pytest.raises(ConfigError, match="expected a weight of the image from 0 to 1"):
-        overlay(nothing, nothing, nothing, alpha)
+def test_command_writes_the_file_that_it_names(volume, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kesm("figure", "map", volume.path, "--metric", "level", "--dpi", "40").out == "wrote brain-map.png\n"
+    options = ("--colours", "tp=00ff00,fp=#0000ff", "--at", "0,0,0", "--dpi", "40", "--out", "o.svg", "--json")
+    document = check_document("figure", kesm("figure", "overlay", volume.path, *options).document)
+    assert document["bytes"] == (tmp_path / "o.svg").stat().st_size
+    assert "#00ff00" in (tmp_path / "o.svg").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["brain-map.png", "o.svg"]
+    assert pixels_of(tmp_path / "brain-map.png").std() > 20
+
+
+def test_endings_are_read_as_people_write_them(tmp_path):
+    assert [format_of(tmp_path / name) for name in ("a.PNG", "b.svg", "c.d.pdf")] == ["png", "svg", "pdf"]
+
+
+def test_joint_tables_of_a_trial_are_the_tile_s(volume):
+    trial = read_trial(volume, Request(at=(0, 0, 0)), 1)
+    table = np.zeros((3, 256), np.uint32)
+    tile = filtered(volume, 0, 255)[:SIDE, :SIDE].astype(np.uint8)
+    joint_histogram(tile, np.ascontiguousarray(voxels(volume, "groundtruth")[0, :SIDE, :SIDE]), table)
+    vessel = table[1, int(trial.attempts[0].level) + 1 :].sum()
+    assert (trial.attempts[0].mask & (voxels(volume, "groundtruth")[0, :SIDE, :SIDE] == 255)).sum() == vessel
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = small_volume(Path(folder) / "brain.zarr")
+        REFERENCES.mkdir(exist_ok=True)
+        for each in KINDS:
+            save(reference(each, made), Path(folder) / "whole.png")
+            halved(pixels_of(Path(folder) / "whole.png")).save(REFERENCES / f"{each}.png", optimize=True)

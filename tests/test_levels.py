@@ -14,19 +14,12 @@ from scipy import ndimage
 from scipy.interpolate import RegularGridInterpolator
 
 from pipeline import levels as module
+from pipeline import tally
 from pipeline.confusion import Counts
 from pipeline.errors import RegionError, ShapeMismatchError
 from pipeline.histogram import BACKGROUND, UNLABELLED, VESSEL, binarize, joint_histograms, otsu_level, otsu_levels
-from pipeline.levels import (
-    Surface,
-    binarize_smooth,
-    binarize_tiles,
-    count_mask,
-    fill_levels,
-    seam_pairs,
-    signals,
-    valid_histograms,
-)
+from pipeline.levels import Surface, binarize_smooth, binarize_tiles, fill_levels, signals
+from pipeline.tally import count_mask, seam_pairs, valid_histograms
 
 NAN = math.nan
 DTYPES = pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -599,9 +592,9 @@ def test_kernels_as_plain_python():
         (module._part_tables, (counts, np.array([3.5, NAN])), (2, 2), np.float64),
         (module._binarize_smooth, (area, surface.levels, *axes), (6, 7), np.uint8),
         (module._binarize_tiles, (area, (1, 2), 4, np.array([[2e4, NAN, -1], [3e4, 1e9, 2.5e4]])), (6, 7), np.uint8),
-        (module._count_mask, (mask, truth, valid, 4), (4, 4), np.int64),
-        (module._count_mask, (mask, truth, None, 4), (4, 4), np.int64),
-        (module._count_pairs, (mask, 4, np.array([1, 2, 3, 4])), (4, 4), np.int64),
+        (tally._count_mask, (mask, truth, valid, 4), (4, 4), np.int64),
+        (tally._count_mask, (mask, truth, None, 4), (4, 4), np.int64),
+        (tally._count_pairs, (mask, 4, np.array([1, 2, 3, 4])), (4, 4), np.int64),
     ]
     for kernel, arguments, shape, dtype in cases:
         expected, got = np.zeros((2, *shape), dtype)
@@ -610,8 +603,8 @@ def test_kernels_as_plain_python():
         np.testing.assert_array_equal(got, expected, err_msg=kernel.__name__)
     for labels in (truth, None):
         expected, got = np.full((2, 4, 3, 65536), 9, np.uint32)
-        module._uncount(area, labels, valid, 4, 0, expected)
-        module._uncount.py_func(area, labels, valid, 4, 0, got)
+        tally._uncount(area, labels, valid, 4, 0, expected)
+        tally._uncount.py_func(area, labels, valid, 4, 0, got)
         np.testing.assert_array_equal(got, expected)
 
 
@@ -623,8 +616,8 @@ def test_parts_of_kernels_as_plain_python():
     assert module._size_and_mean.py_func(below[:0], 10) == (0.0, 0.0)
     assert module._squares.py_func(below, 10, 11.0) == 5.0
     plane = np.arange(30, dtype=np.uint8).reshape(5, 6)
-    assert module._range.py_func(plane, (1, 3, 2, 4)) == module._range(plane, (1, 3, 2, 4)) == (8, 15)
-    assert [module._row.py_func(label) for label in (0, 255, 127, 1)] == [BACKGROUND, VESSEL, UNLABELLED, UNLABELLED]
+    assert tally._range.py_func(plane, (1, 3, 2, 4)) == tally._range(plane, (1, 3, 2, 4)) == (8, 15)
+    assert [tally._row.py_func(label) for label in (0, 255, 127, 1)] == [BACKGROUND, VESSEL, UNLABELLED, UNLABELLED]
 
 
 def test_examples():

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 from skimage import filters
 
-from pipeline import local
+from pipeline import local, sliding
 from pipeline.errors import ConfigError, ShapeMismatchError
 
 METHODS = get_args(local.Method)
@@ -246,9 +246,10 @@ def test_kernels_as_plain_python(monkeypatch, dtype):
     stages = [lambda: local.gaussian(plane, 0.6)]
     stages += [lambda method=method: local.local_mask(plane, method, 5, 1.5, -0.4) for method in METHODS]
     expected = [stage() for stage in stages]
-    for name, function in list(vars(local).items()):
-        if hasattr(function, "py_func"):
-            monkeypatch.setattr(local, name, function.py_func)
+    for module in (local, sliding):
+        for name, function in list(vars(module).items()):
+            if hasattr(function, "py_func"):
+                monkeypatch.setattr(module, name, function.py_func)
     for stage, compiled in zip(stages, expected, strict=True):
         np.testing.assert_array_equal(stage(), compiled)
 

@@ -17,11 +17,11 @@ from pipeline.clahe import clahe
 from pipeline.config import LocalCluster, ThreadsCluster
 from pipeline.configfile import load_config
 from pipeline.correction import flat_field
-from pipeline.errors import ConfigError, MemoryLimitError
+from pipeline.errors import ConfigError, MemoryLimitError, MissingInputError
 from pipeline.execute import ThreadRunner, ignore
 from pipeline.geometry import Box
 from pipeline.phantom import Phantom
-from pipeline.plan import make_plan
+from pipeline.plan import make_plan, task_bytes
 from pipeline.recipe import Recipe
 from pipeline.report import summarise
 from pipeline.runs import run, run_plan
@@ -77,6 +77,9 @@ def wrong_type(block):
 
 def raises(block):
     raise KeyError("no such vessel")
+
+def leaves(block):
+    raise SystemExit(5)
 """
 
 
@@ -243,6 +246,19 @@ def test_filter_equals_the_slow_way_in_any_block(volume: Volume, stage: str, blo
     assert_same_mask(mask_of(volume, name), expected)
 
 
+@pytest.mark.parametrize("threshold", [{}, {"method": "local_mean", "size": 31}], ids=["fused", "drawn"])
+def test_tables_of_corrected_tiles_are_the_same_in_any_block(volume: Volume, threshold: dict[str, object]) -> None:
+    tables = []
+    for block in BLOCKS.values():
+        name = f"tables-{len(threshold)}-{block[1]}"
+        plan = make_plan(run_config(volume, name, correct={"gamma": 0.5}, threshold=threshold))
+        run_plan(with_blocks(plan, block), ThreadsCluster(threads=2), ignore)
+        tables.append(RunTables(volume, name).of_mask)
+    assert np.isfinite(tables[0]["quality"].read()[..., 0]).all()
+    for table, other in zip(*(of_run.values() for of_run in tables), strict=True):
+        np.testing.assert_array_equal(table.read(), other.read(), err_msg=str(table.path))
+
+
 def test_slices_are_matched_to_one_of_them(volume: Volume) -> None:
     run(run_config(volume, "matched", correct={"match": 1}))
     image = image_of(volume)
@@ -295,6 +311,7 @@ def test_segmenter_sees_the_slices_around(volume: Volume) -> None:
         ("wrong_shape", r"lab_functions:wrong_shape returned uint8 \(.*\), expected bool or integers of its block's"),
         ("wrong_type", "lab_functions:wrong_type returned float64"),
         ("raises", "lab_functions:raises raised KeyError: 'no such vessel'"),
+        ("leaves", "lab_functions:leaves raised SystemExit: 5"),
     ],
 )
 def test_segmenter_that_fails_is_named_and_the_run_goes_on(volume: Volume, function: str, reason: str) -> None:
@@ -306,16 +323,45 @@ def test_segmenter_that_fails_is_named_and_the_run_goes_on(volume: Volume, funct
         assert ("in raises" in document.read_text()) == (function == "raises")  # the traceback
 
 
-def test_target_that_is_not_there_is_refused_before_anything_starts(volume: Volume) -> None:
-    for target, text in [("nolab:f", "cannot be imported"), ("lab_functions:nothing", "has no function 'nothing'")]:
-        with pytest.raises(ConfigError, match=text):
-            make_plan(run_config(volume, "none", segmenter={"target": target}))
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ({"segmenter": {"target": "nolab:f"}}, "segmenter.target: 'nolab:f' cannot be imported"),
+        ({"segmenter": {"target": "lab_functions:nothing"}}, "segmenter.target: .* has no function 'nothing'"),
+        ({"denoise": {"method": "python", "target": "nolab:f"}}, "denoise.target: 'nolab:f' cannot be imported"),
+        ({"valid": {"label": "outside"}}, "valid.label: .* has no label 'outside'; it has: "),
+        ({"valid": {"padding": 256}}, "valid.padding: got 256, uint8 images have levels 0 to 255"),
+        ({"correct": {"match": 2}}, "correct.match: got 2, the volume has slices 0 to 1"),
+        ({"threshold": {"method": "fixed", "level": 256}}, "threshold.level: got 256, uint8 images"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_stage_that_cannot_be_is_refused_before_anything_starts(
+    volume: Volume, recipe: dict[str, object], text: str
+) -> None:
+    with pytest.raises((ConfigError, MissingInputError), match=f"^{text}"):
+        make_plan(run_config(volume, "none", **recipe))
+
+
+def test_slice_that_others_are_matched_to_must_exist(tmp_path: Path) -> None:
+    built = build_volume(tmp_path / "brain.zarr", (3, 40, 40), absent=(1,))
+    with pytest.raises(ConfigError, match=r"^correct\.match: got 1, a slice that does not exist"):
+        make_plan(run_config(built, correct={"match": 1}))
+    assert run(run_config(built, correct={"match": 0})).tiles.done == 2
 
 
 def test_whole_slices_that_do_not_fit_are_refused_with_the_reason(volume: Volume) -> None:
     small = 400 * 10**6 + 10**7
     with pytest.raises(MemoryLimitError, match="whole slices, which the recipe looks at"):
         make_plan(run_config(volume, "tight", clean={"small_objects": 9}, memory=small))
+
+
+def test_objects_that_are_looked_at_are_planned_for(volume: Volume) -> None:
+    few, all_of_it = (
+        task_bytes(volume, run_config(volume, clean={"small_objects": size}).recipe, (1, *SHAPE[1:]))
+        for size in (2, 10**9)
+    )
+    assert all_of_it - few == 8 * (SHAPE[1] * SHAPE[2] - 2)
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)

@@ -18,7 +18,7 @@ from pipeline.geometry import Box
 from pipeline.histogram import otsu_level
 from pipeline.plan import make_plan
 from pipeline.runs import run, run_plan
-from pipeline.survey import slice_counts
+from pipeline.survey import Survey, settle, slice_counts
 from pipeline.tables import RunTables, Status
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config, textured
@@ -139,6 +139,34 @@ def test_tile_without_a_level_is_empty_and_done(tmp_path: Path) -> None:
     assert not volume.label("otsu").full.read(Box.whole(volume.shape)).any()
     assert RunTables(volume, "otsu").status.read().tolist() == [[[Status.DONE]]]
     assert run(config).tiles.reused == 1
+
+
+def survey_of(levels: list[float], counts: list[int]) -> Survey:
+    """Two tiles, the second without a signal."""
+    tiles = np.array([levels])
+    return Survey(np.array(counts), tiles, np.ones_like(tiles), np.array([[90.0, 2.0]]))
+
+
+@pytest.mark.parametrize("scope", ["tile", "smooth"])
+@pytest.mark.parametrize("then", ["slice", "empty"])
+def test_tile_without_signal_is_empty_where_its_slice_has_no_level(tmp_path: Path, scope: str, then: str) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 16, 32))
+    threshold = {"method": "minimum", "scope": scope, "min_contrast": 30, "on_no_signal": then}
+    recipe = run_config(volume, tile=16, threshold=threshold).recipe
+    found = settle(survey_of([5.0, 7.0], [0, 9, 0, 0]), recipe, volume, None)  # of one value: no two maxima
+    np.testing.assert_array_equal(found.levels, [[5.0, np.nan]])
+    if scope == "smooth":
+        assert found.surface is not None
+        assert (found.surface.levels[0, 0], found.surface.empty.tolist()) == (5.0, [[False, True]])
+
+
+def test_volume_without_a_level_is_empty_where_nothing_is_valid(volume: Volume) -> None:
+    threshold = {"scope": "volume", "min_contrast": 30}
+    recipe = run_config(volume, threshold=threshold).recipe
+    nothing = survey_of([np.nan, np.nan], [0, 0, 0, 0])
+    np.testing.assert_array_equal(settle(nothing, recipe, volume, None).levels, [[np.nan, np.nan]])
+    with pytest.raises(DamageError, match="the volume has no level yet; run again"):
+        settle(survey_of([1.0, 2.0], [3, 4, 0, 2]), recipe, volume, None)
 
 
 @pytest.mark.parametrize("scope", ["slice", "smooth"])

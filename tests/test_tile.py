@@ -15,8 +15,9 @@ from skimage.io import imread
 from pipeline.denoise import denoiser
 from pipeline.histogram import otsu_levels
 from pipeline.median import median_tile
+from pipeline.quality import measure_tables, measure_voxels
 from pipeline.recipe import Recipe
-from pipeline.tile import TileRule, segment_tiles
+from pipeline.tile import TileRule, count_vessels, segment_tiles
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 
@@ -64,6 +65,13 @@ def test_segment_tiles_equals_the_slow_way(
         level = found.threshold[row, column]
         assert level == otsu_levels(np.array([[np.bincount(values.ravel(), minlength=top + 1)] * 3], np.uint32))[0]
         assert np.array_equal(mask[cut], np.where(values > level, 255, 0))
+        assert found.vessel[row, column] == count_vessels(mask[cut], tile).sum() == np.count_nonzero(values > level)
+        raw = stack[window[0] // 2, before : before + height, before : before + width][cut]
+        measures = measure_voxels(raw, (0, 0), raw.shape, tile)
+        measure_tables(
+            np.array([[np.bincount(values.ravel(), minlength=top + 1)] + [np.zeros(top + 1)] * 2], np.uint32), measures
+        )
+        np.testing.assert_array_equal(found.quality[row, column], measures[0].astype(np.float32))
         expected = np.zeros((3, 256), np.uint32)
         np.add.at(expected, (labels, values.astype(np.int64) * 256 // (top + 1)), 1)
         assert np.array_equal(found.histogram[row, column], expected)

@@ -160,14 +160,16 @@ def test_places_with_vessels_are_chosen_first() -> None:
         {"denoise": {"method": "none"}, "foreground": "bright"},
         {"denoise": {"method": "median", "size": [3, 3, 3]}, "region": "z=0:3,y=0:128"},
         {"correct": {"flat_field": 64}},
+        {"correct": {"clahe": 0.01}, "tile": 64},
     ],
-    ids=["bright", "volumetric", "corrected"],
+    ids=["bright", "volumetric", "corrected", "equalised"],
 )
 def test_file_says_what_it_was_trained_on(brain: Volume, tmp_path: Path, options: dict[str, object]) -> None:
     trained = teach(brain, tmp_path / "m.skops", **options)
     loaded, recipe = load_classifier(tmp_path / "m.skops", trained.digest), trained.config.recipe.document()
     assert loaded.training == trained.classifier.training
-    assert loaded.image == {"dtype": "uint8"} | {key: recipe.get(key) for key in ("foreground", "correct", "denoise")}
+    keys = {"foreground", "correct", "denoise"} | (options.keys() & {"tile"})
+    assert loaded.image == {"dtype": "uint8"} | {key: recipe.get(key) for key in keys}
     assert trained.settings().keys() - {"segmenter"} == options.keys() - {"region"}
     applied = RunConfig.model_validate({"volume": brain.path, "tile": 128, **trained.settings()})
     assert applied.recipe.document()["segmenter"]["model"] == str(tmp_path / "m.skops")
@@ -216,6 +218,9 @@ def test_configuration_may_name_the_model(brain: Volume, tmp_path: Path) -> None
     assert kesm("train", config).code == 0
     assert (tmp_path / "mine.skops").is_file()
     assert "exists already; replace it with --force" in kesm("train", config).message
+    assert kesm("plan", config).code == 0
+    other = kesm("plan", config, "--set", "segmenter.digest=abc")
+    assert (other.code, other.message.startswith("segmenter.digest: got abc, but ")) == (2, True)
 
 
 def test_example_trains_the_model_that_it_applies() -> None:

@@ -95,7 +95,7 @@ OTHERS = {
     ),
     "newer": (
         lambda path: write_group(path, ome={}, kesm={"version": 99}),
-        "has format version 99, this program reads 3; use the kesm that made it",
+        "has format version 99, this program reads 4; use the kesm that made it",
     ),
 }
 

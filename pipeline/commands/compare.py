@@ -28,11 +28,30 @@ from pipeline.commands.options import (
 
 def compare(
     target: Target,
-    methods: Annotated[str, typer.Option(help="Threshold methods, such as otsu,yen; default all.")] = "",
-    scopes: Annotated[str, typer.Option(help="What shares a level: tile,slice,volume; default all.")] = "",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Threshold methods, such as otsu,yen; default all that a histogram decides. A local one, such as "
+            "sauvola, costs a run."
+        ),
+    ] = "",
+    scopes: Annotated[
+        str,
+        typer.Option(
+            help="What shares a level: tile,slice,volume; default these. With smooth, each method costs a run."
+        ),
+    ] = "",
     denoise: Annotated[
         list[str] | None,
-        typer.Option(help="A filter: none, median:5 or median:3,3,3; may repeat, and each costs a run."),
+        typer.Option(help="A filter: none, median:5, median:3,3,3 or gaussian:1.5; may repeat, and each costs a run."),
+    ] = None,
+    recipe: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A configuration whose recipe is judged beside them, and nothing else of it; may repeat, and each "
+            "costs a run.",
+        ),
     ] = None,
     by: Annotated[str, typer.Option(help="Score that ranks: mcc or f1.")] = "mcc",
     folds: Annotated[int | None, typer.Option(help="Parts of the slices that are held out in turn.")] = None,
@@ -48,18 +67,21 @@ def compare(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV on stdout.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge every threshold method on the annotated tiles, and say which is best and how sure that is."""
+    """Judge threshold methods and recipes on the annotated tiles, and say which is best and how sure that is."""
     with answering():
+        check_form(as_csv, as_json)
         options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options, scheduler, assignments)
-        from pipeline.choice import check_place, parse_contest, write_recipe
+        from pipeline.choice import check_place, write_recipe
         from pipeline.choice import compare as compare_methods
+        from pipeline.contest import Words, parse_contest
         from pipeline.disk import disk_errors
         from pipeline.terminal import Meter, show_choice
 
         if write is not None:
-            check_place(write)
-        contest = parse_contest(config, words(methods), words(scopes), denoise or [], by, folds)
+            check_place(write, [target, *(recipe or [])])
+        asked = Words(words(methods), words(scopes), denoise or [], recipe or [], by, folds)
+        contest = parse_contest(config, asked)
         choice = compare_methods(config, contest, lambda run_name: Meter(f"run {run_name}"))
         if write is not None:
             with disk_errors(write):
@@ -72,8 +94,16 @@ def compare(
             show_choice(choice)
         if write is not None:
             say(f"wrote {write}; next: kesm run {quote(str(write))}")
-        if choice.failed:
+        if choice.partial:
             raise typer.Exit(EXIT_PARTIAL)
+
+
+def check_form(as_csv: bool, as_json: bool) -> None:
+    """Refuse two forms of one answer."""
+    from pipeline.errors import ConfigError
+
+    if as_csv and as_json:
+        raise ConfigError("--csv, --json: got both, and stdout has room for one; leave one of them out")
 
 
 def words(text: str) -> list[str]:

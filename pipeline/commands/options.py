@@ -23,6 +23,20 @@ Foreground = Annotated[str | None, typer.Option(help="Whether vessels are dark o
 Replace = Annotated[
     bool, typer.Option("--replace", help="Throw away a run of this name that was made with another recipe.")
 ]
+ExcludeFlagged = Annotated[
+    bool,
+    typer.Option(
+        "--exclude-flagged",
+        help="Leave tiles that quality control has flagged out of the scores, and say how many those are.",
+    ),
+]
+Confusion = Annotated[
+    bool,
+    typer.Option(
+        "--confusion",
+        help="Write the label NAME-confusion, too: where the mask is right, wrong, or misses what is in the truth.",
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; may repeat.")
 ]

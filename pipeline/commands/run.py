@@ -9,6 +9,8 @@ import typer
 
 from pipeline.commands.answer import EXIT_PARTIAL, Terminated, answering, say
 from pipeline.commands.options import (
+    Confusion,
+    ExcludeFlagged,
     Foreground,
     Json,
     Memory,
@@ -38,12 +40,15 @@ def run(
     scheduler: Scheduler = None,
     foreground: Foreground = None,
     assignments: Set = None,
+    exclude_flagged: ExcludeFlagged = False,
+    confusion: Confusion = False,
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Do everything of a run that is not done, and print its scores."""
     with answering():
         options = run_options(truth, name, region, threads, memory, foreground)
+        options |= {"exclude_flagged": exclude_flagged or None, "confusion": confusion or None}
         config = configure(target, options, scheduler, assignments)
         from pipeline.plan import make_plan
         from pipeline.runs import run_plan
@@ -61,6 +66,8 @@ def run(
         else:
             show_summary(summary)
             print(f"mask: {plan.volume / 'labels' / plan.name}")
+            if plan.confusion:
+                print(f"confusion: {plan.volume / 'labels' / plan.name}-confusion")
         if summary.tiles.failed:
             raise typer.Exit(EXIT_PARTIAL)
 
@@ -75,13 +82,14 @@ def plan(
     scheduler: Scheduler = None,
     foreground: Foreground = None,
     assignments: Set = None,
+    confusion: Confusion = False,
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Say what a run would do; nothing is touched."""
     with answering():
         options = run_options(truth, name, region, threads, memory, foreground)
-        config = configure(target, options, scheduler, assignments)
+        config = configure(target, options | {"confusion": confusion or None}, scheduler, assignments)
         from pipeline.plan import make_plan, tiles_done
         from pipeline.terminal import show_plan
 

@@ -51,9 +51,10 @@ def validate(
 ) -> None:
     """Compare any two labels of a volume, or image files with one, and score them as a run is scored."""
     with answering():
+        from pipeline.confusion import parse_undefined
         from pipeline.execute import ThreadRunner
         from pipeline.terminal import Meter
-        from pipeline.validate import Measures, open_label, parse_undefined
+        from pipeline.validate import Measures, open_label
         from pipeline.validate import validate as validate_labels
         from pipeline.volume import Volume
 

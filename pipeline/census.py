@@ -1,0 +1,297 @@
+"""What a run knows of each tile, as arrays on the tile grid: what figures, reports and tables are made from.
+
+No voxel is read, and what cannot be read of the tables is missing, not wrong: its tiles are not ``done``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.confusion import SCORES, Undefined, tile_scores
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.geometry import Box, Grid, Triple
+from pipeline.keys import valid_tiles
+from pipeline.quality import Measure
+from pipeline.salvage import Salvage
+from pipeline.tables import RunTables, Signal, Status, run_names
+from pipeline.volume import Volume
+
+NOT_COUNTED = -1  # vessel voxels of a tile that is not done
+
+
+@dataclass(frozen=True, eq=False)
+class Census:
+    """Tiles of a region: arrays (z, y, x) of the shape of ``tiles``, which begin at its first tile.
+
+    Attributes
+    ----------
+    volume : Path
+    name : str
+        The run.
+    truth : str or None
+        What its mask was compared with.
+    grid : Grid
+        All tiles of the volume.
+    tiles : Box
+        Those looked at, a box of that grid.
+    status : ndarray
+        uint8, `pipeline.tables.Status`, now: a tile of which something has changed since is pending.
+    done : ndarray
+        bool: tiles whose mask, and counts where there is a truth, are of what the volume holds now. Where it is False
+        the arrays below, but for ``voxels``, are empty: NaN, 0, or ``NOT_COUNTED``.
+    voxels : ndarray
+        int64, of every tile: fewer at the far edges of the volume.
+    level : ndarray
+        float64, on the filtered scale, NaN where the method found none.
+    signal : ndarray
+        uint8, `pipeline.tables.Signal`.
+    vessel : ndarray
+        int64: voxels of the mask that are vessel.
+    counts : ndarray or None
+        int64 (z, y, x, 4): tp, fp, fn, tn.
+    annotated : ndarray
+        int64: voxels that have a truth.
+    quality : ndarray or None
+        float32 (z, y, x, 7), `pipeline.quality.Measure`; NaN where a tile is too small for it; None of none.
+    damage : tuple of (Box, str)
+        Voxels and reason of each part of the tables that cannot be read.
+    """
+
+    volume: Path
+    name: str
+    truth: str | None
+    grid: Grid
+    tiles: Box
+    status: NDArray[np.uint8]
+    done: NDArray[np.bool_]
+    voxels: NDArray[np.int64]
+    level: NDArray[np.float64]
+    signal: NDArray[np.uint8]
+    vessel: NDArray[np.int64]
+    counts: NDArray[np.int64] | None
+    annotated: NDArray[np.int64]
+    quality: NDArray[np.float32] | None
+    damage: tuple[tuple[Box, str], ...] = ()
+
+    def scores(self, undefined: Undefined = "article") -> NDArray[np.float64]:
+        """All scores of each tile, float64 (z, y, x, len(SCORES)) in that order; see `score`."""
+        counts = self.require_truth()
+        found = np.empty((*counts.shape[:-1], len(SCORES)))
+        for at in range(len(counts)):  # slice by slice: the scores of a volume in one go take ten times their memory
+            found[at] = tile_scores(counts[at], undefined)
+        return found
+
+    def score(self, metric: str, undefined: Undefined = "article") -> NDArray[np.float64]:
+        """One score of each tile, float64, the same bits as `pipeline.confusion.tile_scores`.
+
+        Parameters
+        ----------
+        metric : str
+            One of `pipeline.confusion.SCORES`.
+        undefined
+            What it is where it is 0 / 0; see `pipeline.confusion.scores`.
+
+        Returns
+        -------
+        ndarray
+            NaN where a tile is not done, or has no annotated voxel.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such score.
+        MissingInputError
+            Without a truth.
+        """
+        if metric not in SCORES:
+            raise ConfigError(f"score: got {metric!r}, expected one of: {', '.join(SCORES)}")
+        position = SCORES.index(metric)
+        counts = self.require_truth()
+        planes = [tile_scores(of_slice, undefined)[..., position] for of_slice in counts]
+        return np.array(planes, np.float64).reshape(self.tiles.shape)
+
+    def fraction(self) -> NDArray[np.float64]:
+        """Part of each tile's voxels that is vessel in the mask, float64; NaN where that is not known."""
+        return np.where(self.vessel == NOT_COUNTED, np.nan, self.vessel / self.voxels)
+
+    def ranked(self, metric: str, count: int, worst: bool = True) -> list[Triple]:
+        """Tiles with the lowest or the highest score, as cells of the whole tile grid.
+
+        Of equal ones, that with more wrong voxels is worse, and that with more vessel found is better; then comes the
+        first in the volume. A tile that has vessel neither in the truth nor in the mask is right, and shows nothing:
+        it is not among the best. Nor is one whose truth has none, whatever its score.
+
+        Parameters
+        ----------
+        metric : str
+            One of `pipeline.confusion.SCORES`; what is 0 / 0 is by the rule of the article.
+        count : int
+            At most so many tiles.
+        worst : bool
+            Lowest scores first, of tiles where anything is wrong; else the highest, where there is vessel to find.
+
+        Raises
+        ------
+        ConfigError, MissingInputError
+            As `score`.
+        """
+        scores, counts = self.score(metric), self.require_truth()
+        tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
+        wrong, vessel = fp + fn, tp + fn
+        chosen = np.flatnonzero((wrong if worst else vessel) > 0)
+        first, then = (scores, -wrong) if worst else (-scores, -tp)
+        order = np.lexsort((chosen, then.ravel()[chosen], first.ravel()[chosen]))
+        places = np.stack(np.unravel_index(chosen[order][:count], self.tiles.shape), axis=-1) + self.tiles.start
+        return [(z, y, x) for z, y, x in places.tolist()]
+
+    def cut(self, tiles: Box) -> Census:
+        """The same of some of its tiles: a box of the tile grid within ``tiles``."""
+        inside = tiles.relative_to(self.tiles.start).slices
+        arrays: dict[str, Any] = {
+            field.name: value[inside]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        return replace(self, tiles=tiles, **arrays)
+
+    def box(self, cell: Triple) -> Box:
+        """Voxels of a cell of the whole tile grid."""
+        return self.grid.box(cell)
+
+    def require_truth(self) -> NDArray[np.int64]:
+        """Counts, for whoever cannot go on without.
+
+        Raises
+        ------
+        MissingInputError
+            If the run was not compared with a truth.
+        """
+        if self.counts is None:
+            raise MissingInputError(
+                f"{self.volume}: run {self.name!r} was compared with no truth, so there are no scores; compare it with "
+                f"`kesm run {self.volume} --truth NAME --name {self.name}`"
+            )
+        return self.counts
+
+    def require_done(self) -> None:
+        """Refuse a region of which no tile is done.
+
+        Raises
+        ------
+        MissingInputError
+            If so.
+        """
+        if not self.done.any():
+            truth = "" if self.truth is None else f" --truth {self.truth}"
+            raise MissingInputError(
+                f"{self.volume}: run {self.name!r} has none of the {self.done.size} tiles of "
+                f"{self.grid.voxels(self.tiles)} done; finish it with `kesm run {self.volume}{truth} --name "
+                f"{self.name}`, and see `kesm status {self.volume}`"
+            )
+
+
+def census(volume: Volume, name: str, truth: str | None = None, region: Box | None = None) -> Census:
+    """Read what a run knows of the tiles that a region touches, or of all.
+
+    Parameters
+    ----------
+    volume : Volume
+    name : str
+        The run.
+    truth : str, optional
+        Default: what it was compared with, if that is one truth.
+    region : Box, optional
+        Voxels; it is rounded outward to whole tiles.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such run, or it was not compared with this truth.
+    ConfigError
+        If it was compared with several, and none is named.
+    """
+    tables = RunTables(volume, name)
+    truth = _choose_truth(volume, tables, truth)
+    grid = tables.grids.tiles
+    tiles = grid.cover(region or Box.whole(volume.shape))
+    salvage = Salvage(tables, tiles)
+    status, level, signal = (salvage.read(table) for table in (tables.status, tables.threshold, tables.signal))
+    counts = None if truth is None else salvage.read(tables.truth(truth).counts)
+    vessel, quality = salvage.read(tables.vessel), salvage.read(tables.quality)
+    done = valid_tiles(volume, tables, truth, tiles)
+    if (~done & (status == Status.DONE)).any():  # what says so may be damaged itself
+        salvage.look_for_reasons(volume, truth)
+    done &= salvage.readable
+    level[~done], signal[~done], vessel[~done], quality[~done] = np.nan, Signal.NOT_ASKED, NOT_COUNTED, np.nan
+    if counts is not None:
+        counts[~done] = 0
+    voxels = grid.sizes(tiles)
+    failed = failed_tiles(tables, tiles, status, list(tables.failures(truth)))
+    present = volume.slices.present()[tiles.start[0] : tiles.stop[0], None, None]
+    now = np.select([done, ~present, failed], [Status.DONE, Status.ABSENT, Status.FAILED], Status.PENDING)
+    return Census(
+        volume=volume.path, name=name, truth=truth, grid=grid, tiles=tiles, status=now.astype(np.uint8), done=done,
+        voxels=voxels, level=level, signal=signal, vessel=vessel, counts=counts,
+        annotated=np.zeros(tiles.shape, np.int64) if counts is None else counts.sum(axis=-1), quality=quality,
+        damage=tuple(salvage.damage),
+    )  # fmt: skip
+
+
+def failed_tiles(
+    tables: RunTables, tiles: Box, status: NDArray[Any], failures: Sequence[tuple[Box, str]]
+) -> NDArray[np.bool_]:
+    """Tiles that have failed, unless they are done: without a mask, or with one that could not be compared."""
+    failed: NDArray[np.bool_] = status == Status.FAILED
+    for box, _ in failures:
+        cells = (tables.grids.tiles.cover(box) & tiles).relative_to(tiles.start).slices
+        failed[cells] |= status[cells] == Status.DONE
+    return failed
+
+
+def choose_run(volume: Volume, name: str | None) -> str:
+    """The run that is named, or the only one.
+
+    Raises
+    ------
+    MissingInputError
+        If there is none.
+    ConfigError
+        If there are several, and none is named.
+    """
+    if name is not None:
+        return name
+    names = run_names(volume)
+    if not names:
+        raise MissingInputError(f"{volume.path}: has no run yet; make one with `kesm run {volume.path}`")
+    if len(names) > 1:
+        raise ConfigError(f"{volume.path}: has the runs {', '.join(names)}; choose one with --name")
+    return names[0]
+
+
+def _choose_truth(volume: Volume, tables: RunTables, truth: str | None) -> str | None:
+    """The truth that is named, or the only one."""
+    if truth is None:
+        labels = volume.labels()
+        known = [name for name in tables.truths() if name in labels]
+        if len(known) > 1:
+            raise ConfigError(
+                f"{volume.path}: run {tables.name!r} was compared with {', '.join(known)}; choose one with --truth"
+            )
+        return known[0] if known else None
+    if truth not in tables.truths():
+        names = ", ".join(tables.truths()) or "none yet"
+        raise MissingInputError(
+            f"{volume.path}: run {tables.name!r} was not compared with {truth!r}, but with: {names}; "
+            f"compare it with `kesm run {volume.path} --truth {truth} --name {tables.name}`"
+        )
+    return truth
+
+
+MEASURES = tuple(measure.name.lower() for measure in Measure)
+"""Names of the last axis of ``Census.quality``."""

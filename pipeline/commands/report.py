@@ -1,0 +1,38 @@
+"""Command: reports for people who look at a run in a browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.answer import answering, say
+from pipeline.commands.options import Json
+
+
+def report(
+    volumes: Annotated[list[Path], typer.Argument(metavar="VOLUME...", help="OME-Zarr volumes.")],
+    names: Annotated[
+        list[str] | None, typer.Option("--name", metavar="RUN", help="A run; may repeat. Default: all of them.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path("kesm-report"),
+    as_json: Json = False,
+) -> None:
+    """Write one HTML file for each run, which needs no network, and of several an index that compares them."""
+    with answering():
+        from pipeline.webpage.dossier import write_reports
+
+        written = write_reports(
+            volumes, names or [], out, lambda number, total, topic: say(f"report: {number}/{total}, {topic.name}")
+        )
+        for problem in written.problems:
+            say(f"left out: {problem}")
+        if as_json:
+            print(json.dumps(written.document()))
+        else:
+            for one in written.reports:
+                print(one.file)
+            if written.index is not None:
+                print(f"{written.index} (all of them)")

@@ -1,0 +1,221 @@
+"""Figures of numbers: grey levels, scores over the slices, and curves."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from pipeline.census import NOT_COUNTED, Census
+from pipeline.comparison import average_precision, ceiling, roc_auc
+from pipeline.confusion import SCORES, Counts, scores, tile_scores
+from pipeline.figures.canvas import TEXT_PT, TITLE_PT, Style, settings, wrapped
+from pipeline.figures.exhibit import Profile
+from pipeline.figures.pictures import NAMES
+from pipeline.figures.tryout import Distribution
+from pipeline.histogram import BACKGROUND, UNLABELLED, VESSEL
+
+# Of Okabe and Ito, who chose them for every kind of colour vision; markers and dashes tell them apart, too.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+PROFILE_SCORES = ("mcc", "f1", "precision", "recall")
+
+
+def draw_histogram(found: Distribution, style: Style) -> Figure:
+    """Voxels by grey level, with the level of every method; background and vessel apart where there is truth."""
+    subject = found.subject
+    with settings():
+        figure = Figure(figsize=(9.0, 4.8), dpi=style.dpi, layout="constrained")
+        _title(figure, f"{subject.title}, {subject.where}: grey levels", 8.6)
+        axes = figure.subplots()
+        axes.set_title(_run_text(found, found.table), loc="left")
+        rows = [(UNLABELLED, "all voxels", "#777777")]
+        if found.split:
+            rows = [(BACKGROUND, "background", "#777777"), (VESSEL, "vessel", "#d55e00")]
+            rows += [(UNLABELLED, "not annotated", "#b8cfe0")] if found.table[UNLABELLED].any() else []
+        first = found.tops[0] - (found.tops[1] - found.tops[0])
+        edges = np.concatenate([[first], found.tops]) + 0.5
+        for row, name, colour in rows:
+            voxels = found.table[row].astype(np.float64)
+            filled = row != UNLABELLED or not found.split
+            words = f"{name}: {int(voxels.sum()):,}"
+            if filled:
+                axes.stairs(np.maximum(voxels, 0.5), edges, baseline=0.5, label=words, color=colour, fill=True,
+                            alpha=0.55, linewidth=0)  # fmt: skip
+            axes.stairs(np.maximum(voxels, 0.5), edges, baseline=None, color=colour, linewidth=1.0,
+                        label=None if filled else words)  # fmt: skip
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda voxels, _: f"{voxels:,.0f}"))
+        axes.set_ylim(0.5, float(found.table.max()) * 2)
+        if found.own is not None:
+            low, middle, high = found.own
+            spread = f"levels {low:g} to {high:g}, median {middle:g}" if low < high else f"level {middle:g}"
+            axes.axvspan(low - 0.5, high + 0.5, color="#0072b2", alpha=0.12, linewidth=0, label=f"run: {spread}")
+        for index, (method, level) in enumerate(found.levels.items()):
+            grey = found.grey(level)
+            score = scores(found.counts_at(level)).mcc if found.split else None
+            words = f"{method}: {grey:.4g}" + ("" if score is None else f", MCC {score:.3f}")
+            axes.axvline(grey + 0.5, color=COLOURS[index], linestyle=DASHES[index], linewidth=1.6, label=words)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlabel("grey level after the filter" + (" (inverted: vessels are bright)" if found.dark else ""))
+        axes.set_ylabel("voxels")
+        figure.legend(loc="outside right upper", title="Voxels, and the level of each method\nfor all of them together",
+                      alignment="left", title_fontsize=TEXT_PT)  # fmt: skip
+        return figure
+
+
+def draw_curves(found: Distribution, style: Style) -> Figure:
+    """ROC and precision-recall curves of all levels, with the methods' and the run's operating points."""
+    subject = found.subject
+    below = np.cumsum(np.concatenate([np.zeros((3, 1)), found.table], axis=1), axis=1)
+    above = below[:, -1:] - below
+    true, false = above[VESSEL] / above[VESSEL, 0], above[BACKGROUND] / above[BACKGROUND, 0]
+    marked = above[VESSEL] + above[BACKGROUND]
+    precision = np.divide(above[VESSEL], marked, out=np.full(marked.shape, np.nan), where=marked > 0)
+    auc, average = roc_auc(found.table), average_precision(found.table)
+    with settings():
+        figure = Figure(figsize=(10.5, 4.8), dpi=style.dpi, layout="constrained")
+        _title(figure, f"{subject.title}, {subject.where}: every level there is", 10.1)
+        roc, pr = figure.subplots(1, 2)
+        roc.plot(false, true, color="#777777", linewidth=1.5)
+        roc.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle=":")
+        pr.step(true, precision, where="post", color="#777777", linewidth=1.5)
+        for number, (name, counts) in enumerate(_operating_points(found)):
+            found_at = scores(counts)
+            wrong = counts.fp / (counts.fp + counts.tn)
+            special = {"run": ("*", "#d62728", 13), "best": ("P", "#000000", 8)}.get(name.split()[0])
+            marker, colour, size = special or (MARKERS[number % 7], COLOURS[number % 7], 6)
+            points = {
+                "marker": marker, "color": colour, "markersize": size, "linestyle": "none", "markeredgecolor": "white",
+                "markeredgewidth": 0.6, "clip_on": False, "zorder": 4 if special else 3,
+            }  # fmt: skip
+            roc.plot([wrong], [found_at.recall], label=f"{name}, MCC {found_at.mcc:.3f}", **points)
+            pr.plot([found_at.recall], [found_at.precision], **points)
+        for axes, title, across, up in (
+            (
+                roc,
+                f"{_run_text(found, found.table[:UNLABELLED])}\nROC, area {auc:.4f}",
+                "false positive rate (1 - specificity)",
+                "recall (true positive rate)",
+            ),
+            (pr, f"Precision and recall, average precision {average:.4f}", "recall", "precision"),
+        ):
+            axes.set_title(title, loc="left")
+            axes.set_xlabel(across)
+            axes.set_ylabel(up)
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_ylim(-0.02, 1.02)
+            axes.set_aspect("equal")
+        figure.legend(loc="outside right upper", title="One level for all voxels", alignment="left",
+                      title_fontsize=TEXT_PT)  # fmt: skip
+        return figure
+
+
+def draw_profile(profile: Profile, style: Style) -> Figure:
+    """Scores, levels and vessel fraction of every slice."""
+    subject, found = profile.subject, profile.census
+    slices = np.arange(found.tiles.start[0], found.tiles.stop[0])
+    with settings():
+        parts = 3 if found.counts is not None else 2
+        figure = Figure(figsize=(9.0, 1.1 + 1.9 * parts), dpi=style.dpi, layout="constrained")
+        against = f" against {found.truth}" if found.truth else ""
+        done = f"{int(found.done.sum()):,} of {found.done.size:,} tiles done"
+        _title(figure, f"{subject.title}, {subject.where}: slice by slice", 8.6)
+        panels = list(np.atleast_1d(figure.subplots(parts, 1, sharex=True)))
+        panels[0].set_title(f"run {found.name}{against}, {done}", loc="left")
+        if found.counts is not None:
+            _plot_scores(panels[0], slices, found.counts)
+        _plot_levels(panels[-2], slices, found.level)
+        _plot_vessel(panels[-1], slices, found)
+        panels[-1].set_ylabel("vessel, part of voxels")
+        panels[-1].yaxis.set_major_formatter(PercentFormatter(1.0))
+        panels[-1].set_ylim(0, max(panels[-1].get_ylim()[1] * 1.05, 1e-3))
+        for axes in panels:
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+            axes.xaxis.set_major_locator(MaxNLocator(min(10, len(slices)), integer=True, min_n_ticks=1))
+            axes.set_xlim(slices[0] - 0.5, slices[-1] + 0.5)
+        panels[-1].set_xlabel("slice")
+        figure.align_ylabels(panels)
+        return figure
+
+
+def _plot_scores(axes: Axes, slices: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+    summed = tile_scores(counts.sum(axis=(1, 2)))
+    for number, name in enumerate(PROFILE_SCORES):
+        _plot(axes, slices, summed[:, SCORES.index(name)], NAMES[name], number)
+    axes.set_ylabel("score of the slice")
+    axes.set_ylim(min(0.0, float(np.nanmin(summed, initial=0.0))) - 0.03, 1.03)
+
+
+def _plot_levels(axes: Axes, slices: NDArray[np.int64], levels: NDArray[np.float64]) -> None:
+    flat = levels.reshape(len(levels), -1)
+    three = np.full((3, len(levels)), np.nan)
+    for index, of_slice in enumerate(flat):
+        known = of_slice[~np.isnan(of_slice)]
+        if known.size:
+            three[:, index] = known.min(), np.median(known), known.max()
+    axes.fill_between(slices, three[0], three[2], color="#0072b2", alpha=0.15, linewidth=0, label="lowest to highest")
+    _plot(axes, slices, three[1], "median of tiles", 0)
+    if np.isnan(three).all():
+        axes.text(0.5, 0.5, "this method has no level of tiles", transform=axes.transAxes, ha="center", va="center")
+        axes.yaxis.set_major_locator(NullLocator())
+    axes.set_ylabel("level, grey levels")
+
+
+def _plot_vessel(axes: Axes, slices: NDArray[np.int64], found: Census) -> None:
+    traced = None if found.counts is None else found.counts.sum(axis=(1, 2))
+    if traced is None or (found.vessel != NOT_COUNTED)[found.done].all():
+        known = found.vessel != NOT_COUNTED
+        marked, voxels = (np.where(known, part, 0).sum(axis=(1, 2)) for part in (found.vessel, found.voxels))
+        _plot(axes, slices, _ratio(marked, voxels), "mask", 0)
+    else:  # the run did not count its vessels
+        _plot(axes, slices, _ratio(traced[:, 0] + traced[:, 1], traced.sum(axis=1)), "mask, where annotated", 0)
+    if traced is not None:
+        _plot(axes, slices, _ratio(traced[:, 0] + traced[:, 2], traced.sum(axis=1)), "truth, where annotated", 5)
+
+
+def _plot(axes: Axes, slices: NDArray[np.int64], values: NDArray[np.float64], label: str, number: int) -> None:
+    """Plot a line over the slices that have a value; what is annotated here and there is joined by a thin line."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return
+    few = known.sum() <= 80
+    axes.plot(
+        slices[known], values[known], color=COLOURS[number], linewidth=1.2 if known.all() else 0.9, label=label,
+        linestyle=DASHES[number % 4], marker=MARKERS[number] if few else None, markersize=4,
+    )  # fmt: skip
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    found = np.full(whole.shape, np.nan)
+    np.divide(part, whole, out=found, where=whole > 0)
+    return found
+
+
+def _operating_points(found: Distribution) -> list[tuple[str, Counts]]:
+    points = [
+        (f"{method}: level {found.grey(level):.4g}", found.counts_at(level)) for method, level in found.levels.items()
+    ]
+    best = ceiling(found.table)
+    if best is not None:
+        points.append((f"best level: {found.grey(best.level):.4g}", found.counts_at(best.level)))
+    if found.counts is not None:
+        points.append((f"run {found.subject.name} as it is", found.counts))
+    return points
+
+
+def _run_text(found: Distribution, table: NDArray[np.int64]) -> str:
+    subject = found.subject
+    against = f" against {subject.truth}" if subject.truth else ""
+    what = "annotated voxels" if len(table) == UNLABELLED else "voxels"
+    return f"run {subject.name}{against}, {int(table.sum()):,} {what}"
+
+
+def _title(figure: Figure, title: str, width: float) -> None:
+    """Title of a chart; wrapped, so that it is not cut off."""
+    lines = wrapped(title, width, TITLE_PT, bold=True)
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", size=TITLE_PT, weight="bold", parse_math=False)

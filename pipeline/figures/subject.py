@@ -1,0 +1,243 @@
+"""What a figure is asked to show: run, truth and voxels, and those that are meant where nothing was said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.census import Census, census
+from pipeline.errors import ConfigError, MissingInputError, RegionError
+from pipeline.geometry import Box, Grid, Triple
+from pipeline.keys import valid_tiles
+from pipeline.recipe import Recipe
+from pipeline.tables import RunTables, run_names
+from pipeline.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a figure is asked to show; what is left out is chosen, where there is one choice.
+
+    Attributes
+    ----------
+    name, truth : str, optional
+        Run and truth.
+    region : Box, optional
+        Voxels.
+    z : int, optional
+        A slice.
+    at : tuple, optional
+        (z, y, x) in voxels: the tile there.
+    level : int, optional
+        Of the pyramid; default: as fine as the picture is.
+    metric : str
+        Score that colours or ranks.
+    """
+
+    name: str | None = None
+    truth: str | None = None
+    region: Box | None = None
+    z: int | None = None
+    at: Triple | None = None
+    level: int | None = None
+    metric: str = "mcc"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Run, truth and voxels that a request means.
+
+    Attributes
+    ----------
+    volume : Volume
+    name, truth : str or None
+    box : Box
+        Voxels: all, a region, a slice or a tile.
+    """
+
+    volume: Volume
+    name: str | None
+    truth: str | None
+    box: Box
+
+    @property
+    def title(self) -> str:
+        """The volume's name, for a person."""
+        return self.volume.path.name
+
+    @property
+    def run(self) -> str:
+        """The run.
+
+        Raises
+        ------
+        MissingInputError
+            If there is none.
+        """
+        if self.name is None:
+            raise MissingInputError(f"{self.volume.path}: has no run yet; make one with `kesm run {self.volume.path}`")
+        return self.name
+
+    @property
+    def recipe(self) -> Recipe:
+        """What made the mask; the default where there is no run."""
+        if self.name is None or self.name not in run_names(self.volume):
+            return Recipe()
+        return Recipe.model_validate(RunTables(self.volume, self.name).recipe)
+
+    @property
+    def where(self) -> str:
+        """The voxels, for a person."""
+        whole = Box.whole(self.volume.shape)
+        if self.box == whole:
+            return "whole volume"
+        z = self.box.start[0]
+        return f"slice {z}" if self.box == Box.of_slice(z, self.volume.shape) else str(self.box)
+
+    def require_truth(self) -> str:
+        """The truth.
+
+        Raises
+        ------
+        ConfigError, MissingInputError
+            If there are several, or none.
+        """
+        if self.truth is None:
+            if known := truth_names(self.volume):
+                raise ConfigError(f"{self.volume.path}: has the truths {', '.join(known)}; choose one with --truth")
+            raise MissingInputError(
+                f"{self.volume.path}: has no truth, which this figure needs; add one with "
+                f"`kesm ingest FILES --volume {self.volume.path} --label groundtruth`"
+            )
+        return self.truth
+
+    def census(self, with_truth: bool) -> Census:
+        """What the run knows of the tiles.
+
+        Raises
+        ------
+        MissingInputError
+            If none of them is done.
+        """
+        found = census(self.volume, self.run, self.require_truth() if with_truth else None, self.box)
+        found.require_done()
+        return found
+
+
+def find_subject(volume: Volume, request: Request, needs_run: bool) -> Subject:
+    """Find out which run, truth and voxels are meant.
+
+    Raises
+    ------
+    ConfigError
+        If there are several, or more than one of region, slice and place are given.
+    MissingInputError
+        If there is none of that name.
+    RegionError
+        If the voxels lie outside.
+    """
+    name = _choose_run(volume, request.name, needs_run)
+    return Subject(volume, name, _choose_truth(volume, name, request.truth), _choose_box(volume, request, name))
+
+
+def _choose_run(volume: Volume, name: str | None, needed: bool) -> str | None:
+    known = run_names(volume)
+    if name is not None:
+        kinds = {label.name: label.kind for label in volume.labels().values()}
+        if name not in known and kinds.get(name) != "derived":
+            raise MissingInputError(
+                f"{volume.path}: has no run {name!r}; it has: {', '.join(known) or 'none yet'}; make one with "
+                f"`kesm run {volume.path} --name {name}`"
+            )
+        return name
+    if len(known) > 1 and needed:
+        raise ConfigError(f"{volume.path}: has the runs {', '.join(known)}; choose one with --name")
+    if not known and needed:
+        return Subject(volume, None, None, Box.whole(volume.shape)).run
+    return known[0] if len(known) == 1 else None
+
+
+def _choose_truth(volume: Volume, name: str | None, truth: str | None) -> str | None:
+    """The truth that is named, or the only one; of several the only one that the run was compared with; else None."""
+    if truth is not None:
+        volume.truth(truth)
+        return truth
+    known = truth_names(volume)
+    if len(known) > 1 and name in run_names(volume):
+        compared = [other for other in RunTables(volume, str(name)).truths() if other in known]
+        known = compared or known
+    return known[0] if len(known) == 1 else None
+
+
+def _choose_box(volume: Volume, request: Request, name: str | None) -> Box:
+    given = {"--region": request.region, "--slice": request.z, "--at": request.at}
+    both = [option for option, value in given.items() if value is not None]
+    if {"--at"} < set(both) or (request.region is not None and request.z is not None and request.region.shape[0] == 1):
+        raise ConfigError(f"{' and '.join(both)}: say the same thing twice; leave one out")
+    depth, height, width = volume.shape
+    if request.at is not None:
+        if not all(0 <= place < length for place, length in zip(request.at, volume.shape, strict=True)):
+            raise RegionError(
+                f"--at: got {','.join(map(str, request.at))}, the volume has z,y,x below {depth},{height},{width}"
+            )
+        side = Subject(volume, name, None, Box.whole(volume.shape)).recipe.tile
+        z, y, x = request.at
+        return Grid(volume.shape, (1, side, side)).box((z, y // side, x // side))
+    if request.z is not None and not 0 <= request.z < depth:
+        raise RegionError(f"--slice: got {request.z}, the volume has slices 0 to {depth - 1}")
+    box = request.region or Box.whole(volume.shape)
+    if request.z is not None:
+        box = Box((request.z, *box.start[1:]), (request.z + 1, *box.stop[1:])) & box
+        if not box.size:
+            raise RegionError(f"--slice: got {request.z}, which is not in the region {request.region}")
+    return box
+
+
+def one_slice(subject: Subject, request: Request, kinds: Sequence[NDArray[np.bool_]]) -> Subject:
+    """Choose the middle one of the slices that have something to show, unless one was asked for.
+
+    Parameters
+    ----------
+    subject : Subject
+    request : Request
+    kinds : sequence of ndarray
+        bool (z,) of the volume: whether a slice has each of the things that are shown.
+    """
+    box = subject.box
+    if box.shape[0] == 1:
+        return subject
+    if request.region is not None and request.region.shape[0] < subject.volume.shape[0]:
+        raise RegionError(
+            f"--region: got {request.region}, {box.shape[0]} slices, and a picture shows one; choose it with --slice"
+        )
+    there = np.flatnonzero(np.logical_and.reduce([subject.volume.slices.present(), *kinds]))
+    if not there.size:
+        raise MissingInputError(
+            f"{subject.volume.path}: no slice has all that this figure shows; see `kesm status {subject.volume.path}`"
+        )
+    z = int(there[len(there) // 2])
+    return replace(subject, box=Box((z, *box.start[1:]), (z + 1, *box.stop[1:])))
+
+
+def truth_names(volume: Volume) -> list[str]:
+    """Every truth of a volume."""
+    return [label.name for label in volume.labels().values() if label.kind == "truth"]
+
+
+def truth_slices(subject: Subject) -> list[NDArray[np.bool_]]:
+    """Slices that the truth has, as `one_slice` takes them."""
+    return [] if subject.truth is None else [subject.volume.truth(subject.truth)[1].present()]
+
+
+def done_slices(subject: Subject) -> list[NDArray[np.bool_]]:
+    """Slices of which the run has done some tiles."""
+    volume = subject.volume
+    if subject.run not in run_names(volume):
+        return [volume.derived(subject.run)[1].present()]
+    tables = RunTables(volume, subject.run)
+    valid = valid_tiles(volume, tables, None, tables.grids.tiles.cover(Box.whole(volume.shape)))
+    done: NDArray[np.bool_] = np.any(valid, axis=(1, 2))
+    return [done]

@@ -1,0 +1,245 @@
+"""Reports of runs as files, and of several an index that compares them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pipeline.disk import disk_errors
+from pipeline.draft import draft_file
+from pipeline.errors import ExistsError, MissingInputError, PipelineError
+from pipeline.report import Summary
+from pipeline.tables import RunTables, run_names
+from pipeline.volume import Volume
+from pipeline.webpage.layout import fill_template, render
+from pipeline.webpage.markup import Markup, bar, count, join, number, score, table, tag
+from pipeline.webpage.page import Page, gather
+from pipeline.webpage.wording import recipe_sentences
+
+INDEX = "index.html"
+_COMPARED = ("mcc", "f1", "precision", "recall")
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A run, and what it is compared with: what one report is about."""
+
+    volume: Path
+    name: str
+    truth: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that was written."""
+
+    topic: Topic
+    title: str
+    file: Path
+    summary: Summary
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dossier:
+    """What was written.
+
+    Attributes
+    ----------
+    reports : tuple of Report
+    index : Path or None
+        Of several reports.
+    problems : tuple of str
+        Why a run that nobody has named has no report.
+    """
+
+    reports: tuple[Report, ...]
+    index: Path | None
+    problems: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The files as the JSON object of the command line."""
+        return {
+            "schema": 1,
+            "index": None if self.index is None else str(self.index),
+            "reports": [
+                {
+                    "volume": str(report.topic.volume),
+                    "name": report.topic.name,
+                    "truth": report.topic.truth,
+                    "file": str(report.file),
+                    "bytes": report.file.stat().st_size,
+                }
+                for report in self.reports
+            ],
+            "problems": list(self.problems),
+        }
+
+
+def write_reports(
+    volumes: Sequence[Path],
+    names: Sequence[str],
+    folder: Path,
+    watch: Callable[[int, int, Topic], None] = lambda *_: None,
+) -> Dossier:
+    """Write a report of each run, against each truth that it was compared with, and an index of several.
+
+    Parameters
+    ----------
+    volumes : sequence of Path
+    names : sequence of str
+        Runs; none means all that the volumes have.
+    folder : Path
+        Made if it is not there. Reports of the same runs are overwritten, each once the new one is whole.
+    watch : callable
+        Called with each report that is begun: its number from 1, how many there are, and what it is about.
+
+    Raises
+    ------
+    MissingInputError
+        If a volume or run is not there, none of a run that was named is done, or of no run.
+    """
+    topics = list(find_topics(volumes, names))
+    if folder.exists() and not folder.is_dir():
+        raise ExistsError(f"{folder}: is a file; name a folder with --out")
+    files = dict(zip(topics, _file_names(topics), strict=True))
+    reports, problems = [], []
+    for position, topic in enumerate(topics, 1):
+        watch(position, len(topics), topic)
+        try:
+            page = gather(Volume(topic.volume), topic.name, topic.truth)
+        except PipelineError as error:
+            if names or len(topics) == 1:
+                raise
+            problems.append(str(error))
+            continue
+        file = folder / files[topic]
+        _write(file, render(page))
+        reports.append(_report(topic, page, file))
+    if not reports:
+        raise MissingInputError("; ".join(problems))
+    index = None
+    if len(topics) > 1:
+        index = folder / INDEX
+        _write(index, render_index(reports, problems))
+    return Dossier(tuple(reports), index, tuple(problems))
+
+
+def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> Iterator[Topic]:
+    """What is to be reported: of each volume all its runs, or those of some names.
+
+    Raises
+    ------
+    MissingInputError
+        If a volume has no run, or none of these names, or a name is that of no run.
+    """
+    opened = list({volume.path: volume for volume in map(Volume, volumes)}.values())
+    known = {volume.path: run_names(volume) for volume in opened}
+    for name in names:
+        if not any(name in runs for runs in known.values()):
+            lists = "; ".join(f"{path} has: {', '.join(runs) or 'none yet'}" for path, runs in known.items())
+            raise MissingInputError(f"--name: there is no run {name!r}; {lists}")
+    for volume in opened:
+        wanted = [name for name in known[volume.path] if not names or name in names]
+        if not known[volume.path]:
+            raise MissingInputError(f"{volume.path}: has no run yet; make one with `kesm run {volume.path}`")
+        if not wanted:
+            raise MissingInputError(
+                f"{volume.path}: has no run {' or '.join(map(repr, names))}; it has: {', '.join(known[volume.path])}"
+            )
+        for name in wanted:
+            truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
+            for truth in truths or [None]:
+                yield Topic(volume.path, name, truth)
+
+
+def _report(topic: Topic, page: Page, file: Path) -> Report:
+    return Report(topic, page.title, file, page.summary, tuple(recipe_sentences(page.recipe)))
+
+
+def _file_names(topics: Sequence[Topic]) -> list[str]:
+    """Names of files that differ, also where upper and lower case do not, and are safe on every system."""
+    found: list[str] = []
+    taken = {INDEX}
+    runs = Counter((topic.volume, topic.name) for topic in topics)
+    for topic in topics:
+        several = runs[topic.volume, topic.name] > 1
+        words = "-".join([topic.volume.stem, topic.name, *([topic.truth or ""] if several else [])])
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", words).lstrip("._-")[:120] or "report"
+        names = (stem, *(f"{stem}-{number}" for number in range(2, len(topics) + 2)))
+        name = next(f"{name}.html" for name in names if f"{name}.html".lower() not in taken)
+        taken.add(name.lower())
+        found.append(name)
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with draft_file(path, replace=True) as draft:
+        draft.write_bytes(text.encode())
+
+
+def render_index(reports: Sequence[Report], problems: Sequence[str] = ()) -> str:
+    """Write the page that compares reports, best score first."""
+    ordered = sorted(reports, key=_standing)
+    head = ["Report", "Truth", *(name.upper() if len(name) < 4 else name.capitalize() for name in _COMPARED),
+            "Tiles done", "Failed", "Seam score"]  # fmt: skip
+    body = [
+        tag("header", tag("h1", "Reports of runs"), tag("p", f"{len(reports)} reports, best MCC first.", class_="soft"))
+    ]
+    parts: list[Markup] = [_comparable(reports)]
+    parts.append(table("Runs", head, [_row(report) for report in ordered], class_="numbers", id="runs"))
+    parts.append(tag("h2", "What each run did"))
+    for report in ordered:
+        parts += [tag("h3", report.title), tag("ol", *(tag("li", sentence) for sentence in report.sentences))]
+    if problems:
+        parts += [tag("h2", "Runs without a report"), tag("ul", *(tag("li", problem) for problem in problems))]
+    body.append(tag("main", *parts, id="main"))
+    documents = [report.summary.document() | {"file": report.file.name} for report in ordered]
+    return fill_template("Reports of runs", body, {"runs": documents})
+
+
+def _standing(report: Report) -> tuple[float, str, str]:
+    scores = report.summary.scores
+    mcc = None if scores is None else scores.mcc
+    return (2.0 if mcc is None else -mcc), str(report.topic.volume), report.topic.name
+
+
+def _comparable(reports: Sequence[Report]) -> Markup:
+    """Warn where scores are not of the same voxels: then the better one may only have had the easier part."""
+    bases = {
+        (report.topic.volume, report.topic.truth, report.summary.annotated, _vessel(report.summary))
+        for report in reports
+        if report.summary.counts is not None
+    }
+    if len(bases) > 1:
+        said = "These runs were not scored on the same annotated voxels: their scores say little about each other."
+        return tag("p", said, class_="warning", id="not-comparable")
+    return tag("p", "All that have scores were scored on the same annotated voxels." if bases else "No run has scores.")
+
+
+def _vessel(summary: Summary) -> int:
+    return 0 if summary.counts is None else summary.counts.tp + summary.counts.fn
+
+
+def _row(report: Report) -> list[object]:
+    summary = report.summary
+    document = summary.document()
+    scores = document["scores"] or dict.fromkeys(_COMPARED)
+    seam = document["seam"] or {"score": None}
+    first, *others = (score(scores[name], f"scores.{name}") for name in _COMPARED)
+    tiles = summary.tiles
+    return [
+        join([tag("a", summary.name, href=quote(report.file.name)), tag("br"), tag("code", report.topic.volume)]),
+        summary.truth or "none",
+        first if scores["mcc"] is None else tag("span", first, bar(scores["mcc"])), *others,
+        tag("span", count(tiles.done, "tiles.done"), " of ", count(tiles.total, "tiles.total")),
+        count(tiles.failed, "tiles.failed"),
+        number(seam["score"], "" if seam["score"] is None else f"{seam['score']:.2f}", "seam.score"),
+    ]  # fmt: skip

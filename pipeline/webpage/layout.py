@@ -1,0 +1,240 @@
+"""A report as one HTML file that needs nothing else: no network, no other file, no clock."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.comparison import LEAST_SLICES, Place, describe
+from pipeline.confusion import SCORES
+from pipeline.flags import Flag
+from pipeline.geometry import Box
+from pipeline.report import Summary
+from pipeline.webpage.account import image_quality, origin, outcome
+from pipeline.webpage.display import colour_filter, first_cell, picture_display, tile_display, view_line
+from pipeline.webpage.markup import Markup, bar, count, escape, facts, island, join, number, score, table, tag
+from pipeline.webpage.page import Page, flag_words
+from pipeline.webpage.plots import curve_charts, histogram_chart, profile_charts
+from pipeline.webpage.tilemap import STATES
+from pipeline.webpage.wording import MEANINGS, SCORE_NAMES, level_words, recipe_sentences, verdict
+
+SHOWN_SLICES = 2000
+_HEADLINE = ("mcc", "f1", "precision", "recall", "accuracy")
+
+
+def render(page: Page) -> str:
+    """Write the report of a run."""
+    sections = [
+        ("what", "What was done", _what(page)),
+        ("scores", "Scores", _scores(page)),
+        ("slices", "From slice to slice", _slices(page)),
+        ("tiles", "Every tile", tile_display(page)),
+        ("pictures", "Tiles to look at", picture_display(page)),
+        ("levels", "Grey levels and curves", _levels(page)),
+        ("methods", "Other methods", _methods(page)),
+        ("quality", "Quality of the image", image_quality(page)),
+        ("state", "What is done, and what failed", outcome(page)),
+        ("provenance", "Provenance", origin(page)),
+    ]
+    shown = [(name, title, content) for name, title, content in sections if content]
+    summary = page.summary
+    links = tag("ul", *(tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in shown))
+    body = [
+        tag("header", tag("h1", page.title), tag("p", _subtitle(page), class_="soft"),
+            tag("nav", links, aria_label="Contents")),
+        tag("main", _headline(summary), *(_section(*section) for section in shown), id="main"),
+        colour_filter(),
+        tag("footer", tag("p", f"Made by kesm report from {page.volume['path']}.", class_="soft")),
+    ]  # fmt: skip
+    return fill_template(f"{page.title}: report", body, _data(page))
+
+
+def fill_template(title: str, body: Iterable[Markup], data: Mapping[str, Any]) -> str:
+    """Put a page together; its policy lets nothing run or load but what is in it."""
+    folder = files("pipeline.webpage") / "templates"
+    template, style, script = ((folder / name).read_text("utf-8") for name in ("page.html", "report.css", "report.js"))
+    return Template(template).substitute(
+        title=escape(title), style=style, script=script, style_hash=_hash(style), script_hash=_hash(script),
+        body=join(body, "\n"), data=island(data),
+    )  # fmt: skip
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _data(page: Page) -> dict[str, Any]:
+    """What the page's program needs, and the summary for other programs."""
+    (z, y, x), profile, group = first_cell(page), page.profile, page.tile_map.group
+    return {
+        "summary": page.summary.document(),
+        "shape": page.volume["shape"],
+        "voxel_size_um": page.volume["voxel_size_um"],
+        "view": view_line(page.volume["path"]),
+        "start": [z, y // group, x // group],
+        "states": STATES,
+        "flags": [flag_words(flag) for flag in Flag],
+        "map": page.tile_map.document(),
+        "profile": {name: _nullable(getattr(profile, name)) for name in ("mcc", "middle", "vessel")},
+    }
+
+
+def _nullable(values: NDArray[np.float64]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _section(name: str, title: str, content: Markup) -> Markup:
+    return tag("section", tag("h2", title, id=f"{name}-title"), content, id=name, aria_labelledby=f"{name}-title")
+
+
+def _subtitle(page: Page) -> str:
+    z, y, x = page.volume["shape"]
+    against = f"compared with {page.summary.truth}" if page.summary.truth else "not compared with a truth"
+    return f"{z:,} slices of {y:,} × {x:,} voxels, {against}"
+
+
+def _headline(summary: Summary) -> Markup:
+    if summary.scores is None:
+        said = (
+            "This run was compared with no truth, so there are no scores: nothing here says how good the mask is. "
+            "The page shows what there is."
+        )
+        return tag("p", said, class_="lead warning", id="no-truth")
+    scores = summary.document()["scores"]
+    said = tag("p", verdict(scores, summary.annotated), class_="lead", id="verdict")
+    cards = [
+        tag("div", tag("dt", SCORE_NAMES[name]), tag("dd", score(scores[name], f"scores.{name}"), class_="value"),
+            tag("dd", MEANINGS[name]))
+        for name in _HEADLINE
+    ]  # fmt: skip
+    return join([said, tag("dl", *cards, class_="cards")])
+
+
+def _what(page: Page) -> Markup:
+    volume, summary = page.volume, page.summary
+    z, y, x = volume["shape"]
+    size = volume["voxel_size_um"]
+    slices = volume["slices"]
+    pairs: list[tuple[object, object]] = [
+        ("Volume", tag("code", volume["path"])),
+        ("Size", f"{z:,} × {y:,} × {x:,} voxels (z, y, x), {volume['dtype']}"),
+        ("Voxel", "not known" if size is None else f"{' × '.join(f'{side:g}' for side in size)} µm (z, y, x)"),
+    ]
+    if size is not None:
+        lengths = (f"{side * length / 1000:.3g}" for side, length in zip(size, volume["shape"], strict=True))
+        pairs.append(("Extent", f"{' × '.join(lengths)} mm"))
+    absent = f", {slices['absent']:,} absent" if slices["absent"] else ""
+    pairs += [
+        ("Slices", f"{slices['present']:,} present{absent}"),
+        ("Region of the last run", _region(page)),
+        ("Segmented", join([count(summary.voxels, "voxels"), " voxels"])),
+        ("Truth", "none" if summary.truth is None else join([
+            f"{summary.truth}: ", count(summary.annotated, "annotated"), " annotated voxels"])),
+    ]  # fmt: skip
+    steps = tag("ol", *(tag("li", sentence) for sentence in recipe_sentences(page.recipe)))
+    return join([steps, facts(pairs)])
+
+
+def _region(page: Page) -> str:
+    region = page.attempts[-1].get("region") if page.attempts else None
+    whole = str(Box.whole(tuple(page.volume["shape"])))
+    return "the whole volume" if region in (None, whole) else str(region)
+
+
+def _scores(page: Page) -> Markup | None:
+    document = page.summary.document()
+    counts, scores, macro = document["counts"], document["scores"], document["macro"]
+    if scores is None:
+        return None
+    head = ["Score", "All voxels", "Mean of tiles", "What it means"]
+    body = [
+        [SCORE_NAMES[name], score(scores[name], f"scores.{name}"),
+         score(macro[name] if macro else None, f"macro.{name}"), MEANINGS[name]]
+        for name in sorted(SCORES, key=list(SCORE_NAMES).index)
+    ]  # fmt: skip
+    tiles = macro and tag("p", "Mean of tiles: over the ", count(macro["tiles"], "macro.tiles"),
+                          " tiles with annotated voxels, each of which counts the same.")  # fmt: skip
+    matrix = table(
+        "Annotated voxels by truth and mask",
+        ["", "vessel in the truth", "background in the truth"],
+        [["vessel in the mask", *(count(counts[kind], f"counts.{kind}") for kind in ("tp", "fp"))],
+         ["background in the mask", *(count(counts[kind], f"counts.{kind}") for kind in ("fn", "tn"))]],
+        class_="numbers",
+    )  # fmt: skip
+    return join(filter(None, [matrix, table("All scores", head, body, class_="meanings"), tiles]))
+
+
+def _slices(page: Page) -> Markup:
+    profile, depth = page.profile, page.volume["shape"][0]
+    note = tag("p", "A click on a chart chooses the slice of the map below.", class_="soft screen")
+    body = [
+        [z, *(_plain(values[z], ".4f") for values in (profile.mcc, profile.f1)),
+         *(_plain(values[z], ".4g") for values in (profile.low, profile.middle, profile.high)),
+         _plain(100 * profile.vessel[z], ".3f")]
+        for z in range(min(depth, SHOWN_SLICES))
+    ]  # fmt: skip
+    head = ["Slice", "MCC", "F1", "Lowest level", "Median level", "Highest level", "% vessel"]
+    numbers = tag("details", tag("summary", "The numbers"), tag("div", table("Numbers of each slice", head, body,
+                  class_="numbers"), class_="tallest"), class_="screen")  # fmt: skip
+    return join([profile_charts(page), note, numbers])
+
+
+def _plain(value: float, form: str) -> str:
+    return f"{value:{form}}".replace("-", "−") if math.isfinite(value) else "none"
+
+
+def _levels(page: Page) -> Markup:
+    found = page.summary.document()["levels"]
+    parts: list[object] = []
+    if found:
+        parts.append(tag("p", "Levels of the tiles, on the filtered scale: lowest ", _level(found, "min"), ", median ",
+                         _level(found, "median"), ", highest ", _level(found, "max"), "."))  # fmt: skip
+    parts.append(histogram_chart(page))
+    curves = curve_charts(page)
+    if curves is not None:
+        parts += [tag("h3", "If one level were used for the whole volume"), curves]
+    return join(parts)
+
+
+def _level(found: Mapping[str, float], which: str) -> Markup:
+    return number(found[which], level_words(found[which]), f"levels.{which}")
+
+
+def _methods(page: Page) -> Markup | None:
+    ranking, own = page.evidence.ranking, page.evidence.own
+    if ranking is None:
+        return None
+    said = [
+        describe(ranking, place) for place in ranking.places if place is ranking.places[0] or place.candidate == own
+    ]
+    intro = (
+        "Every threshold method, judged on the same annotated tiles by the histograms that this run has stored: after "
+        "its filter, without later stages."
+    )
+    sure = ranking.slices >= LEAST_SLICES
+    body = [[_method(place, place.candidate == own), *_place(place, sure)] for place in ranking.places]
+    head = ["Method", "Level for each", "MCC", "Behind the best", *(["95 % interval", "Told apart"] if sure else [])]
+    return join([tag("p", intro), *(tag("p", f"{sentence}.") for sentence in said),
+                 table("Methods by MCC, best first", head, body, class_="numbers", id="method-table")])  # fmt: skip
+
+
+def _method(place: Place, own: bool) -> Markup:
+    return tag("strong", f"{place.candidate.method} (this run)") if own else escape(place.candidate.method)
+
+
+def _place(place: Place, sure: bool) -> list[object]:
+    cells: list[object] = [
+        place.candidate.scope, join([score(place.scores.mcc), bar(place.scores.mcc)]), f"{place.behind:.4f}"
+    ]  # fmt: skip
+    if sure and place.interval is not None:
+        told = "yes" if place.told_apart else "no"
+        cells += [f"{place.interval.low:.4f} to {place.interval.high:.4f}", told]
+    return cells

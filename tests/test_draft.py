@@ -1,0 +1,133 @@
+"""What is written appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.draft import draft_file, draft_folder
+from pipeline.errors import ExistsError, MissingInputError, StorageError
+
+
+def is_text(name: str) -> bool:
+    return name.endswith(".txt")
+
+
+def break_off(path, error: BaseException) -> None:
+    with draft_file(path, replace=True) as partial:
+        partial.write_text("half")
+        raise error
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "table.csv"
+    with draft_file(path) as partial:
+        partial.write_text("half")
+        assert not path.exists()
+        assert partial.parent == tmp_path  # of the same file system
+    assert path.read_text() == "half"
+    assert names(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()], ids=repr)
+def test_broken_off_file_leaves_nothing_and_the_old_one(tmp_path, error):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(type(error)):
+        break_off(path, error)
+    assert names(tmp_path) == ["table.csv"]
+    assert path.read_text() == "old"
+
+
+def test_file_is_replaced_only_when_asked(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(ExistsError, match=r"table.csv: exists already; overwrite it with --replace"), draft_file(path):
+        pytest.fail("nothing must be written")
+    with draft_file(path, replace=True) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_wrong_places_are_named(tmp_path):
+    with pytest.raises(MissingInputError, match=r"the folder .*/none does not exist"), draft_file(tmp_path / "none/t"):
+        pytest.fail("nothing must be written")
+    with pytest.raises(ExistsError, match="is a folder; name a file in it"), draft_file(tmp_path, replace=True):
+        pytest.fail("nothing must be written")
+
+
+def test_full_disk_is_said_in_words(tmp_path):
+    path = tmp_path / "table.csv"
+    with pytest.raises(StorageError, match=r"table.csv: the disk is full; make room"):
+        break_off(path, OSError(errno.ENOSPC, "No space left on device"))
+    assert names(tmp_path) == []
+
+
+def test_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "slices"
+    with draft_folder(path, is_text) as folder:
+        (folder / "a.txt").write_text("a")
+        assert not path.exists()
+    assert names(path) == ["a.txt"]
+    assert names(tmp_path) == ["slices"]
+
+
+def test_empty_folder_is_filled(tmp_path):
+    (tmp_path / "slices").mkdir()
+    with draft_folder(tmp_path / "slices", is_text) as folder:
+        (folder / "a.txt").write_text("a")
+    assert names(tmp_path / "slices") == ["a.txt"]
+    assert names(tmp_path) == ["slices"]
+
+
+def test_folder_is_replaced_whole_or_stays(tmp_path):
+    path = tmp_path / "slices"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with pytest.raises(ExistsError, match="exists already; overwrite it with --replace"), draft_folder(path, is_text):
+        pytest.fail("nothing must be written")
+    with pytest.raises(ValueError, match="a bug"), draft_folder(path, is_text, replace=True):
+        raise ValueError("a bug")
+    assert names(path) == ["old.txt"]
+    with draft_folder(path, is_text, replace=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert names(path) == ["new.txt"]
+    assert names(tmp_path) == ["slices"]
+
+
+def test_folder_with_files_of_others_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.doc").write_text("years of work")
+    with (
+        pytest.raises(ExistsError, match=r"holds thesis.doc, which is not of an export and is not replaced"),
+        draft_folder(tmp_path, is_text, replace=True),
+    ):
+        pytest.fail("nothing must be written")
+    with (
+        pytest.raises(ExistsError, match="is a file, which is not of an export"),
+        draft_folder(tmp_path / "thesis.doc", is_text, replace=True),
+    ):
+        pytest.fail("nothing must be written")
+
+
+def test_what_dead_processes_left_is_swept_and_that_of_live_ones_stays(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = platform.node()
+    (tmp_path / f"table.csv.{host}-{dead.pid}-00.partial").write_text("left")
+    (tmp_path / f"table.csv.{host}-{dead.pid}-01.partial").mkdir()
+    kept = [f"table.csv.{host}-{os.getpid()}-00.partial", f"table.csv.other-{dead.pid}-00.partial",
+            f"other.csv.{host}-{dead.pid}-00.partial"]  # fmt: skip
+    for name in kept:
+        (tmp_path / name).write_text("at work")
+    with draft_file(tmp_path / "table.csv") as partial:
+        partial.write_text("whole")
+    assert names(tmp_path) == sorted([*kept, "table.csv"])
