@@ -193,4 +193,4 @@ def test_a_new_step_is_a_stage_of_its_own(volumes, monkeypatch):
     stages = importlib.import_module("stages")
     known = tuple(function for function in stages.FUNCTIONS if function[0] != "seams")
     monkeypatch.setattr(stages, "FUNCTIONS", known)
-    assert "levels" in stages.measure(*volumes)  # the module that `seam_pairs` is from
+    assert "tally" in stages.measure(*volumes)  # the module that `seam_pairs` is from
