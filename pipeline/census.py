@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.confusion import SCORES, Undefined, tile_scores
-from pipeline.errors import ConfigError, MissingInputError
+from pipeline.errors import ConfigError, DamageError, MissingInputError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.keys import valid_tiles
 from pipeline.quality import Measure
 from pipeline.salvage import Salvage
-from pipeline.tables import RunTables, Signal, Status, run_names
+from pipeline.tables import RunTables, Signal, Status, run_names, way_on
 from pipeline.volume import Volume
 
 NOT_COUNTED = -1  # vessel voxels of a tile that is not done
@@ -174,8 +174,8 @@ class Census:
         """
         if self.counts is None:
             raise MissingInputError(
-                f"{self.volume}: run {self.name!r} was compared with no truth, so there are no scores; compare it with "
-                f"`kesm run {self.volume} --truth NAME --name {self.name}`"
+                f"{self.volume}: run {self.name!r} was compared with no truth, so there are no scores; compare it: "
+                f"{way_on(self.volume, self.name)}, with --truth NAME"
             )
         return self.counts
 
@@ -184,15 +184,31 @@ class Census:
 
         Raises
         ------
+        DamageError
+            If so, and some of the tables cannot be read.
         MissingInputError
-            If so.
+            If so, and all of them can.
         """
-        if not self.done.any():
-            truth = "" if self.truth is None else f" --truth {self.truth}"
-            raise MissingInputError(
-                f"{self.volume}: run {self.name!r} has none of the {self.done.size} tiles of "
-                f"{self.grid.voxels(self.tiles)} done; finish it with `kesm run {self.volume}{truth} --name "
-                f"{self.name}`, and see `kesm status {self.volume}`"
+        if self.done.any():
+            return
+        none = f"run {self.name!r} has none of the {self.done.size} tiles of {self.grid.voxels(self.tiles)} done"
+        self.require_readable(none)
+        raise MissingInputError(f"{self.volume}: {none}; finish it: {way_on(self.volume, self.name)}")
+
+    def require_readable(self, trouble: str) -> None:
+        """Say of some trouble that damage may be why, if there is any.
+
+        Raises
+        ------
+        DamageError
+            If some of the tables cannot be read.
+        """
+        if self.damage:
+            (box, reason), more = self.damage[0], len(self.damage) - 1
+            others = f", and {more} more" if more else ""
+            raise DamageError(
+                f"{self.volume}: {trouble}, as not all of its tables can be read: {box}: {reason}{others}; "
+                f"see `kesm verify {self.volume}`"
             )
 
 
@@ -255,23 +271,26 @@ def failed_tiles(
 
 
 def choose_run(volume: Volume, name: str | None) -> str:
-    """The run that is named, or the only one.
+    """The run that is named, or that which was worked on last.
 
     Raises
     ------
     MissingInputError
         If there is none.
-    ConfigError
-        If there are several, and none is named.
     """
-    if name is not None:
-        return name
-    names = run_names(volume)
-    if not names:
+    chosen = latest_run(volume, run_names(volume)) if name is None else name
+    if chosen is None:
         raise MissingInputError(f"{volume.path}: has no run yet; make one with `kesm run {volume.path}`")
-    if len(names) > 1:
-        raise ConfigError(f"{volume.path}: has the runs {', '.join(names)}; choose one with --name")
-    return names[0]
+    return chosen
+
+
+def latest_run(volume: Volume, names: Sequence[str]) -> str | None:
+    """That of some runs which was worked on last, to the second; of equal ones the first; None of none."""
+
+    def started(name: str) -> str:
+        return str((RunTables(volume, name).latest_attempt() or {}).get("started") or "")
+
+    return max(names, key=started, default=None)
 
 
 def _choose_truth(volume: Volume, tables: RunTables, truth: str | None) -> str | None:
@@ -288,7 +307,7 @@ def _choose_truth(volume: Volume, tables: RunTables, truth: str | None) -> str |
         names = ", ".join(tables.truths()) or "none yet"
         raise MissingInputError(
             f"{volume.path}: run {tables.name!r} was not compared with {truth!r}, but with: {names}; "
-            f"compare it with `kesm run {volume.path} --truth {truth} --name {tables.name}`"
+            f"compare it: {way_on(volume.path, tables.name)}, with --truth {truth}"
         )
     return truth
 

@@ -19,12 +19,14 @@ from pipeline.comparison import LEAST_SLICES, METRICS, HeldOut, Place, Ranking, 
 from pipeline.config import RunConfig
 from pipeline.confusion import Counts, Scores, scores
 from pipeline.contest import SUFFIXES, Contest, configured
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, ExistsError, PipelineError
 from pipeline.hearing import Hearing, Judged, Watch, annotated_slices, hear, named
 from pipeline.runs import run
 from pipeline.volume import Volume
 
 SENTENCES = 5  # about candidates that cannot be told from the best
+
+HEADING = "# Chosen by `kesm compare`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +276,8 @@ def check_place(path: Path, inputs: Sequence[Path]) -> None:
         raise ConfigError(f"--write: got {path}, expected a file in a folder that is there, such as best.yaml")
     if path.resolve() in {source.resolve() for source in inputs}:
         raise ConfigError(f"--write: got {path}, which is compared; write the best to another file")
+    if path.exists() and not path.read_bytes().startswith(HEADING.encode()):
+        raise ExistsError(f"--write: {path} is there, and not from `kesm compare`; choose another name, or remove it")
 
 
 def write_recipe(choice: Choice, path: Path) -> None:
@@ -289,7 +293,7 @@ def write_recipe(choice: Choice, path: Path) -> None:
     found = choice.rerun.scores or choice.ranking.places[0].scores
     where = "" if best.region is None else f" of {best.region.box(Volume(best.volume).shape)}"
     path.write_text(
-        f"# Chosen by `kesm compare` on {choice.ranking.slices} annotated slices{where}: "
+        f"{HEADING} on {choice.ranking.slices} annotated slices{where}: "
         f"{metric.upper()} {getattr(found, metric):.6f}\n"
         + yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
         encoding="utf-8",

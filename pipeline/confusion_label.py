@@ -18,6 +18,7 @@ from pipeline.compiled import kernel
 from pipeline.geometry import Box
 from pipeline.pyramid import Levels, Plane, Pyramid, level_shapes
 from pipeline.scratch import scratch
+from pipeline.store import BY_A_RUN
 
 SUFFIX = "-confusion"
 TP, FP, FN = 1, 2, 3  # the rest is 0: background in both, and what nobody annotated
@@ -57,7 +58,7 @@ class ConfusionPyramid(Pyramid):
     """A confusion with its levels."""
 
     def __init__(self, path: Path, levels: int) -> None:
-        super().__init__(path, levels, add_weights)
+        super().__init__(path, levels, add_weights, BY_A_RUN)
 
     def start_levels(self, buffer: str) -> Levels:
         """See `Pyramid.start_levels`."""

@@ -30,7 +30,7 @@ from pipeline.plan import CODEC_SHARDS, DEFAULT_SHARE, PROCESS_BYTES
 from pipeline.pyramid import Pyramid
 from pipeline.sieve import SPAN_BYTES, Sieve, Sifter, Verdict
 from pipeline.store import ABSENT, SHARD, digest_bytes, read_document
-from pipeline.tables import RunTables, Status, has_documents, run_lock
+from pipeline.tables import RunTables, Status, has_documents, run_lock, way_on
 from pipeline.volume import Volume
 
 ALGORITHM = 1  # raised only when other voxels are kept for the same mask and settings
@@ -262,11 +262,13 @@ class _Mask:
         missing = np.flatnonzero(present & ~self.known).tolist()
         if missing and not partial:
             raise MissingInputError(
-                f"{volume.path}: run {name!r} has not done slices {stretches(missing)} whole; finish it with "
-                "`kesm run`, or leave them out, as gaps, with --partial"
+                f"{volume.path}: run {name!r} has not done slices {stretches(missing)} whole; finish it: "
+                f"{way_on(volume.path, name)}, or leave them out, as gaps, with --partial"
             )
         if not self.known.any():
-            raise MissingInputError(f"{volume.path}: run {name!r} has no slice that is done; do it with `kesm run`")
+            raise MissingInputError(
+                f"{volume.path}: run {name!r} has no slice that is done; finish it: {way_on(volume.path, name)}"
+            )
         self.digests = tables.shard_digest.read()
         self.digests[~self.known] = ABSENT
         lost = np.flatnonzero((self.digests[self.known] == ABSENT).any(axis=(1, 2)))

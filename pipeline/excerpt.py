@@ -14,7 +14,7 @@ from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.keys import stale_pyramids, valid_tiles
 from pipeline.ome import VoxelSize
 from pipeline.pyramid import Pyramid
-from pipeline.tables import RunTables, run_names
+from pipeline.tables import RunTables, run_names, way_on
 from pipeline.volume import Volume
 
 Labels = NDArray[np.uint8]
@@ -166,8 +166,8 @@ def _read_mask(volume: Volume, name: str, level: int, cells: Box) -> tuple[Label
     done = _done(volume, name, z, box, level, cells)
     if not done.any():
         raise MissingInputError(
-            f"{volume.path}: run {name!r} has not done {box} yet, or not as the volume is now; run it again with "
-            f"`kesm run {volume.path} --name {name}`"
+            f"{volume.path}: run {name!r} has not done {box} yet, or not as the volume is now; finish it: "
+            f"{way_on(volume.path, name)}"
         )
     pyramid: Pyramid = volume.label(name)
     mask: Labels = pyramid.levels[level].read(cells)[0]
@@ -181,8 +181,8 @@ def _done(volume: Volume, name: str, z: int, box: Box, level: int, cells: Box) -
     tables = RunTables(volume, name)
     if level and stale_pyramids(tables, range(z, z + 1)):
         raise DamageError(
-            f"{volume.path}: the smaller levels of mask {name!r} are not of its slice {z}; run it again with "
-            f"`kesm run {volume.path} --name {name}`, or choose --level 0"
+            f"{volume.path}: the smaller levels of mask {name!r} are not of its slice {z}; make them: "
+            f"{way_on(volume.path, name)}, or choose --level 0"
         )
     tiles = tables.grids.tiles.cover(box)
     valid, side = valid_tiles(volume, tables, None, tiles)[0], tables.grids.tiles.step[1]

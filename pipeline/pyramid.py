@@ -19,7 +19,7 @@ from pipeline.compiled import kernel
 from pipeline.errors import DamageError, ShapeMismatchError
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.scratch import scratch
-from pipeline.store import ALL_FILL, SHARD, ShardedArray
+from pipeline.store import ALL_FILL, FROM_A_COPY, SHARD, ShardedArray
 
 Plane = NDArray[Any]
 Reduce = Callable[[Plane, Plane], None]
@@ -30,8 +30,8 @@ TOP_SIDE = 512  # the last level fits into one tile
 class Pyramid:
     """An image or label with its levels, written slice by slice."""
 
-    def __init__(self, path: Path, levels: int, reduce: Reduce) -> None:
-        self.path = path
+    def __init__(self, path: Path, levels: int, reduce: Reduce, way_out: str = FROM_A_COPY) -> None:
+        self.path, self.way_out = path, way_out
         self.reduction = reduce
         self._count = levels
 
@@ -54,7 +54,7 @@ class Pyramid:
         return self._open(0)
 
     def _open(self, level: int) -> ShardedArray:
-        array = ShardedArray(self.path / str(level))
+        array = ShardedArray(self.path / str(level), self.way_out)
         if array.shards.step != SHARD:  # records have one digest for each of these
             raise DamageError(f"{array.path}: has shards of {array.shards.step}, not {SHARD}; restore it from a copy")
         return array

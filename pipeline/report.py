@@ -22,7 +22,7 @@ from pipeline.inspection import tile_flags
 from pipeline.keys import valid_tiles
 from pipeline.recipe import HistogramThreshold, Recipe
 from pipeline.salvage import Salvage
-from pipeline.tables import RunTables, Signal, Status, run_names
+from pipeline.tables import RunTables, Signal, Status, run_names, way_on
 from pipeline.volume import Volume
 
 Flags = NDArray[np.bool_]
@@ -202,7 +202,7 @@ def summarise(
         known = ", ".join(tables.truths()) or "none yet"
         raise MissingInputError(
             f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
-            f"compare it with `kesm run {volume.path} --truth {truth} --name {name}`"
+            f"compare it: {way_on(volume.path, name)}, with --truth {truth}"
         )
     survey, has_levels = Salvage(tables, tiles), Recipe.model_validate(tables.recipe).has_levels
     status, level = survey.read(tables.status), survey.read(tables.threshold)

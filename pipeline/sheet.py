@@ -27,7 +27,7 @@ class Topic:
     Attributes
     ----------
     name : str or None
-        The run; default: the only one.
+        The run; default: that which was worked on last.
     truth : str or None
         Default: the only one that the run was compared with.
     region : Box or None
@@ -77,13 +77,13 @@ class Sheet:
         """The JSON object of the command line."""
         return {"schema": 1, **asdict(self)}
 
-    def lines(self) -> list[str]:
-        """The same for a person."""
+    def __str__(self) -> str:
         truth = "no truth" if self.truth is None else f"truth {self.truth}"
-        return [
-            f"{self.out}: {self.rows:,} tiles of run {self.name}, {truth}, {self.done:,} done",
-            *(f"not read: {failure['region']}: {failure['reason']}" for failure in self.failures),
-        ]
+        return f"{self.out}: {self.rows:,} tiles of run {self.name}, {truth}, {self.done:,} done"
+
+    def gaps(self) -> list[str]:
+        """Lines about what could not be read."""
+        return [f"not read: {failure['region']}: {failure['reason']}" for failure in self.failures]
 
 
 def check_sheet(out: Path, replace: bool) -> None:

@@ -36,6 +36,9 @@ CODEC = ZstdCodec(level=1, checksum=True)
 ABSENT = 0  # digest of what was never written
 ALL_FILL = 1  # digest of a shard that holds only the fill value, and has no file
 
+FROM_A_COPY = "restore it from a copy"
+BY_A_RUN = "`kesm verify` marks it, and the next `kesm run` makes it again"
+
 
 class ShardedArray:
     """One level of an image or label: a sharded zarr array (z, y, x) that is written in whole shards.
@@ -51,8 +54,8 @@ class ShardedArray:
         If it is missing, or not stored as `create` stores it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, way_out: str = FROM_A_COPY) -> None:
+        self.path, self.way_out = path, way_out
         self._open()
 
     @classmethod
@@ -226,7 +229,7 @@ class ShardedArray:
         file = self.shard_file(shard)
         lost = found == ALL_FILL and not is_file(file)
         what = "is missing" if lost else "has other voxels than were recorded"
-        raise DamageError(f"{self.path}: shard {file.relative_to(self.path)} {what}; restore it from a copy")
+        raise DamageError(f"{self.path}: shard {file.relative_to(self.path)} {what}; {self.way_out}")
 
     def shard_file(self, shard: Triple) -> Path:
         """File of one shard, by its place in the shard grid."""
@@ -277,7 +280,7 @@ class OpenShard:
                 raise_refusal(self._path, error)
             raise DamageError(
                 f"{self._array.path}: shard {self._path.relative_to(self._array.path)} cannot be decoded ({error}); "
-                "restore it from a copy"
+                f"{self._array.way_out}"
             ) from error
 
     def _open(self) -> None:

@@ -338,12 +338,16 @@ class RunTables:
 
     def attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first; one that was killed, or is at work, has no ``ended``."""
-        return [self._read_attempt(name) for name in _group_names(self._documents / "attempts")]
+        return [self.attempt(name) for name in self.attempt_names()]
+
+    def attempt_names(self) -> list[str]:
+        """Names of the attempts, oldest first: their numbers with six digits."""
+        return _group_names(self._documents / "attempts")
 
     def latest_attempt(self) -> dict[str, Any] | None:
         """The last of them: there may be thousands."""
-        names = _group_names(self._documents / "attempts")
-        return self._read_attempt(names[-1]) if names else None
+        names = self.attempt_names()
+        return self.attempt(names[-1]) if names else None
 
     def beat(self, heartbeat: dict[str, Any]) -> None:
         """Replace what the process at work says of itself every few seconds."""
@@ -368,7 +372,8 @@ class RunTables:
     def _attempt(self, number: int) -> Path:
         return self._documents / "attempts" / f"{number:06d}"
 
-    def _read_attempt(self, name: str) -> dict[str, Any]:
+    def attempt(self, name: str) -> dict[str, Any]:
+        """What is recorded of the attempt of this name."""
         folder = self._documents / "attempts" / name
         return {**(read_document(folder) or {}), **(read_document(folder / "end") or {})}
 
@@ -428,6 +433,11 @@ def run_names(volume: Volume) -> list[str]:
     """Names of all runs of a volume; one whose tables were removed is none."""
     names = _group_names(volume.path / "runs")
     return [name for name in names if (volume.path / "tiles" / name / "status" / "zarr.json").is_file()]
+
+
+def way_on(volume: Path, name: str) -> str:
+    """What makes a run go on, for a message: another recipe is refused, so no shorter command will do."""
+    return f"give the command that started it again (`kesm status {volume} --provenance {name}` shows it)"
 
 
 def has_documents(volume: Volume, name: str) -> bool:

@@ -300,7 +300,12 @@ def recipe_words(recipe: Mapping[str, Any]) -> str:
     else:
         threshold = recipe["threshold"]
         level = f" {threshold['level']:g}" if "level" in threshold else ""
-        of = f" of {recipe['tile']}" if threshold["scope"] != "voxel" else f" from {threshold['size']} around it"
+        sizes = {"tile": f" of {recipe['tile']}", "smooth": f" of {recipe['tile']}"}
+        of = (
+            f" from {threshold['size']} around it"
+            if threshold["scope"] == "voxel"
+            else sizes.get(threshold["scope"], "")
+        )
         stages.append(f"{threshold['method']}{level} per {SCOPES.get(threshold['scope'], threshold['scope'])}{of}")
         rule = {key: threshold[key] for key in ("min_separability", "min_contrast", "on_no_signal") if key in threshold}
         stages += [_settings(rule)] if rule else []

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pipeline.census import census
+from pipeline.census import census, latest_run
 from pipeline.confusion import Counts, scores
 from pipeline.errors import ConfigError, DamageError, RegionError
 from pipeline.geometry import Box, Triple
@@ -197,11 +197,8 @@ def parse_at(text: str) -> Triple:
 
 
 def _latest_run(volume: Volume) -> str | None:
-    def started(name: str) -> str:
-        return str((RunTables(volume, name).latest_attempt() or {}).get("started") or "")
-
     labels = volume.labels()
-    return max((name for name in run_names(volume) if name in labels), key=started, default=None)
+    return latest_run(volume, [name for name in run_names(volume) if name in labels])
 
 
 def _only_truth(volume: Volume, name: str | None) -> str | None:

@@ -34,7 +34,7 @@ from pipeline.ome import (
     voxel_size,
 )
 from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label
-from pipeline.store import create_document, read_document
+from pipeline.store import BY_A_RUN, FROM_A_COPY, create_document, read_document
 
 KINDS = ("truth", "mask", "derived", "confusion")  # of labels, but for those of other programs
 FORMAT_VERSION = 4  # 3 had no tables of vessels and quality; 2 of signal, seams and grey levels; 1 other digests
@@ -182,9 +182,11 @@ class Volume:
             raise MissingInputError(
                 f"{self.path}: has no label {name!r}; it has: {known}; add one with `kesm ingest --label`"
             )
-        if self._label_info(name).kind == "confusion":
+        kind = self._label_info(name).kind
+        if kind == "confusion":
             return ConfusionPyramid(self.path / "labels" / name, self._levels)
-        return Pyramid(self.path / "labels" / name, self._levels, reduce_label)
+        way_out = BY_A_RUN if kind == "mask" else FROM_A_COPY
+        return Pyramid(self.path / "labels" / name, self._levels, reduce_label, way_out)
 
     def truth(self, name: str) -> tuple[Pyramid, Ledger]:
         """Return a truth and the ledger of its slices.

@@ -11,7 +11,7 @@ import pytest
 from pipeline.census import NOT_COUNTED, Census, census, choose_run
 from pipeline.config import RunConfig
 from pipeline.confusion import SCORES, Counts, scores, tile_scores
-from pipeline.errors import ConfigError, MissingInputError
+from pipeline.errors import ConfigError, DamageError, MissingInputError
 from pipeline.geometry import Box, Grid
 from pipeline.quality import Measure
 from pipeline.report import summarise
@@ -201,16 +201,20 @@ def test_empty_region_says_so_when_it_is_asked(built):
     found = census(built, "otsu", region=Box((3, 0, 0), (4, 600, 1100)))
     assert not found.done.any()
     assert found.ranked("mcc", 3) == []
-    with pytest.raises(MissingInputError, match=r"none of the 6 tiles of z=3:4,y=0:600,x=0:1100 done; finish it with"):
+    with pytest.raises(
+        MissingInputError, match=r"none of the 6 tiles of z=3:4,y=0:600,x=0:1100 done; finish it: give the"
+    ) as raised:
         found.require_done()
+    assert str(raised.value).endswith(f"started it again (`kesm status {built.path} --provenance otsu` shows it)")
 
 
-def test_only_run_is_chosen(volume, tmp_path):
+def test_run_that_was_worked_on_last_is_chosen(volume, tmp_path, monkeypatch):
     assert choose_run(volume, None) == "otsu"
     assert choose_run(volume, "named") == "named"
+    monkeypatch.setattr("pipeline.attempt.now", lambda: "2999-01-01T00:00:00+00:00")
     run(RunConfig(volume=volume.path, name="second"))
-    with pytest.raises(ConfigError, match=r"has the runs otsu, second; choose one with --name"):
-        choose_run(volume, None)
+    assert choose_run(volume, None) == "second"
+    assert choose_run(volume, "otsu") == "otsu"
     with pytest.raises(MissingInputError, match="has no run yet; make one with `kesm run"):
         choose_run(build_volume(tmp_path / "other.zarr", (1, 8, 8)), None)
 
@@ -230,6 +234,17 @@ def test_damaged_chunk_hides_its_tiles_and_is_named(volume, table):
     ((box, reason),) = found.damage
     assert str(box) == "z=2:3,y=0:600,x=0:1100"
     assert table in reason
+
+
+def test_damage_is_named_where_nothing_is_left(volume):
+    for chunk in (volume.path / "tiles/otsu/status/c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"")
+    found = census(Volume(volume.path), "otsu")
+    with pytest.raises(
+        DamageError, match=r"none of the 24 tiles .* as not all of its tables can be read: z=0:1.*: .*st"
+    ):
+        found.require_done()
 
 
 @pytest.mark.parametrize("table", ["vessel", "quality"])

@@ -224,6 +224,7 @@ def test_level_of_the_volume_says_what_it_is_from(tmp_path: Path) -> None:
         (["--write", "missing/best.yaml"], "--write: got missing/best.yaml, expected a file in a folder"),
         (["--write", "."], "--write: got ., expected a file in a folder"),
         (["--write", "best"], "--write: got best, expected a file in a folder"),
+        (["--write", "mine.yaml"], "--write: mine.yaml is there, and not from `kesm compare`"),
         (["--csv", "--json"], "--csv, --json: got both"),
         (["--recipe", "brain.zarr"], "--recipe: got brain.zarr, expected a configuration file"),
         (["--recipe", "none.yaml"], "none.yaml: no such configuration file"),
@@ -234,8 +235,12 @@ def test_level_of_the_volume_says_what_it_is_from(tmp_path: Path) -> None:
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
+def test_what_cannot_be_compared_is_refused(
+    tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     volume = build_volume(tmp_path / "brain.zarr", (4, 64, 64))
+    Path("mine.yaml").write_text("tile: 64\n")
     assert message in kesm("compare", volume.path, "--truth", "groundtruth", *words).message
 
 

@@ -353,7 +353,7 @@ def test_slices_that_are_not_done_are_refused_or_left_out(volume: Volume) -> Non
     tables = RunTables(volume, "otsu")
     tables.status.write((slice(1, 2),), Status.FAILED)
     message = kesm("clean", volume.path, *WORDS).message
-    assert "run 'otsu' has not done slices 1 whole; finish it with `kesm run`, or leave them out" in message
+    assert "run 'otsu' has not done slices 1 whole; finish it: give the command that started it again (`kesm" in message
     found = answered(volume, "--partial")
     assert found["slices"] == {"cleaned": 3, "absent": 1, "left_out": 1}
     assert not voxels(volume, "clean")[1].any()

@@ -574,23 +574,56 @@ def test_wrong_input_is_one_message(volume, bare, words, message, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_runs_and_truths_are_named(mine):
-    run(run_config(mine, tile=SIDE, name="other", region={"z": [0, 1]}))
+@pytest.mark.parametrize("last", ["earlier", "zebra"])  # by its name the first and the last of them
+def test_run_that_was_worked_on_last_is_shown(mine, last, monkeypatch):
+    monkeypatch.setattr("pipeline.attempt.now", lambda: "2999-01-01T00:00:00+00:00")
+    run(run_config(mine, tile=SIDE, name=last, region={"z": [0, 1]}))
     for kind in KINDS:
         if kind != "overview":
-            with pytest.raises(ConfigError, match=r"has the runs other, otsu; choose one with --name"):
-                figures.draw(kind, mine)
+            texts = " ".join(text.get_text() for text in figures.draw(kind, mine, Request(), STYLE).findobj(Text))
+            assert f"run {last}" in texts, kind
+            assert "run otsu" not in texts, kind
+
+
+def test_titles_of_charts_are_where_those_of_pictures_are(small):
+    for kind in KINDS:
+        figure = figures.draw(kind, small, Request(), STYLE)
+        title, note = figure.texts[:2] if kind != "overview" else figure.texts[:1] * 2
+        wide, tall = figure.get_size_inches()
+        left, top = title.get_position()
+        assert (left * wide, (1 - top) * tall) == pytest.approx((canvas.MARGIN, canvas.MARGIN)), kind
+        assert note.get_position()[0] == left, kind
+
+
+@pytest.mark.parametrize("kind", ["overlay", "map", "worst", "profile", "histogram", "curves"])
+def test_what_cannot_be_read_is_named(mine, kind, tmp_path):
+    chunks = sorted(path for path in (mine.path / "tiles/otsu/status/c").rglob("*") if path.is_file())
+    assert len(chunks) == 3
+    chunks[2].write_bytes(b"")
+    answer = kesm("figure", kind, mine.path, "--dpi", "40", "--out", tmp_path / "f.png")
+    if kind != "overlay":  # of which the middle slice that can be read is shown
+        assert re.fullmatch(r"(not read, and not shown: z=2:3,.*status.*\n)+", answer.err), answer.err
+        assert (answer.code, answer.out) == (3, f"wrote {tmp_path / 'f.png'}\n")
+    for chunk in chunks:
+        chunk.write_bytes(b"")
+    message = kesm("figure", kind, mine.path, "--out", tmp_path / "none.png").message
+    assert re.search(r"as not all of its tables can be read: z=0:1,.*status.*; see `kesm verify", message)
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_several_truths_are_named(mine):
     mine.staging.mkdir()
     truth, ledger = mine.create_truth("second", MAPPING)
     ledger.record(0, truth.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), mine.staging), "0.png", 0)
     mine.publish_label("second")
-    with pytest.raises(ConfigError, match=r"has the truths groundtruth, second; choose one with --truth"):
-        figures.draw("overview", mine)
     view = read_overlay(mine, Request(name="otsu", z=0), 1000)  # the one that it was compared with
     assert view.subject.truth == "groundtruth"
     assert read_overlay(mine, Request(name="otsu", truth="second"), 1000).subject.box.start[0] == 0
     with pytest.raises(MissingInputError, match=r"run 'otsu' was not compared with 'second'"):
         read_distribution(mine, Request(name="otsu", truth="second"), 1)
+    shutil.rmtree(mine.path / "runs")  # no run tells which is meant
+    with pytest.raises(ConfigError, match=r"has the truths groundtruth, second; choose one with --truth"):
+        figures.draw("overview", mine)
 
 
 def test_figures_that_need_a_truth_say_so(mine):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import math
 import re
+import shlex
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -169,6 +171,26 @@ def test_numbers_are_those_of_status(volume, files, name):
             assert float(text.replace(",", "").replace("−", "-")) == pytest.approx(value, abs=0.51 * 10**-decimals), key
 
 
+def test_view_line_opens_this_run(volume, files):
+    for name, others in (("otsu", ["--truth", "groundtruth"]), ("bare", [])):
+        line = Reader(files[name].read_text()).report["view"]
+        assert shlex.split(line) == ["kesm", "view", str(volume.path), "--name", name, *others]
+
+
+def test_undefined_tiles_are_counted(volume):
+    page = gather(volume, "otsu", "groundtruth")
+    macro = page.summary.macro
+    assert macro is not None
+    undefined = dict.fromkeys(macro.undefined, 0)
+    for numbers, said in ((undefined, False), (undefined | {"recall": 1234}, True)):
+        changed = replace(page.summary, macro=macro._replace(undefined=numbers))
+        shown = Reader(render(replace(page, summary=changed)))
+        assert shown.numbers.get("macro.undefined.recall") == ([(1234, "1,234")] if said else None)
+        assert "macro.undefined.mcc" not in shown.numbers
+        assert (" undefined)" in shown.words) is said
+        assert any("undefined, 0 / 0" in words for words in shown.words) is said
+
+
 def test_nothing_of_a_user_is_markup(volume, files):
     for file in files.values():
         page = Reader(file.read_text())
@@ -270,7 +292,7 @@ def test_run_of_which_nothing_is_done(tmp_path):
     RunTables(volume, "otsu").mask_key.write((), 0)
     message = kesm("report", volume.path, "--out", tmp_path / "out").message
     assert "run 'otsu' has none of the 1 tiles" in message
-    assert "finish it with `kesm run" in message
+    assert "finish it: give the command that started it again (`kesm status" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -296,6 +318,7 @@ def test_run_that_cannot_be_shown_is_left_out_of_all(tmp_path):
     RunTables(volume, "empty").mask_key.write((), 0)
     answer = kesm("report", volume.path, "--out", tmp_path / "out", "--json")
     document = check_document("report", answer.document)
+    assert (answer.code, answer.err.count("\nleft out: ")) == (3, 1)
     assert [report["name"] for report in document["reports"]] == ["otsu"]
     assert len(document["problems"]) == 1
     assert "'empty'" in document["problems"][0]
@@ -306,7 +329,11 @@ def test_run_that_cannot_be_shown_is_left_out_of_all(tmp_path):
 
 
 def test_index_compares_runs_of_volumes(tmp_path):
-    one, other = (build_volume(tmp_path / folder / "v.zarr", (2, 64, 96)) for folder in ("a", "b"))
+    one = build_volume(tmp_path / "a" / "v.zarr", (2, 64, 96))
+    other = build_volume(tmp_path / "b" / "v.zarr", (2, 64, 96), absent=(1,))
+    other.staging.mkdir()
+    truth, ledger = other.truth("groundtruth")
+    ledger.record(0, truth.write_slice(0, np.full((64, 96), 255, np.uint8), other.staging), "0.png", 0)
     for volume, name, level in ((one, "x", 90), (one, "y", 250), (other, "x", 90)):
         run(run_config(volume, name=name, threshold={"method": "fixed", "level": level}))
     run(RunConfig.model_validate({"volume": other.path, "name": "X", "threshold": {"method": "fixed", "level": 90}}))
@@ -335,6 +362,70 @@ def test_index_warns_of_scores_on_other_voxels(volume, tmp_path):
     kesm("report", small.path, volume.path, "--name", "otsu", "--out", tmp_path / "out")
     page = Reader((tmp_path / "out" / "index.html").read_text())
     assert "not-comparable" in {attributes.get("id") for _, attributes in page.tags}
+
+
+def test_index_compares_copies_of_a_volume(volume, tmp_path):
+    copied = Volume(shutil.copytree(volume.path, tmp_path / "copy.zarr"))
+    kesm("report", volume.path, copied.path, "--name", "otsu", "--out", tmp_path / "out")
+    page = Reader((tmp_path / "out" / "index.html").read_text())
+    assert "not-comparable" not in {attributes.get("id") for _, attributes in page.tags}
+    assert "All that have scores were scored on the same annotated voxels." in page.words
+
+
+def test_paths_of_the_index_wrap_at_slashes(files, volume):
+    text = files["index"].read_text()
+    assert f"<code>{'/<wbr>'.join(map(escape, str(volume.path).split('/')))}</code>" in text
+
+
+# What cannot be read
+
+
+def test_damage_is_said_and_the_rest_is_there(volume, tmp_path):
+    copied = Volume(shutil.copytree(volume.path, tmp_path / "v.zarr"))
+    for folder in ("0/c/0", "tiles/otsu/vessel/c/1"):
+        for file in (copied.path / folder).rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"nothing")
+    answer = kesm("report", copied.path, "--name", "otsu", "--out", tmp_path / "out", "--json")
+    (report,) = check_document("report", answer.document)["reports"]
+    said = [line for line in answer.err.splitlines() if line.startswith("not read: otsu: ")]
+    assert (answer.code, len(said)) == (3, min(20, len(report["problems"])) + (len(report["problems"]) > 20))
+    for words in ("vessel", f"{copied.path}/0"):
+        assert any(words in problem for problem in report["problems"]), words
+        assert any(words in line for line in said), words
+    page = Reader(Path(report["file"]).read_text())
+    assert "unreadable" in {attributes.get("id") for _, attributes in page.tags}
+    assert set(report["problems"][:100]) <= set(page.words)
+    assert kesm("status", copied.path, "--qc").code == 0
+
+
+@pytest.mark.parametrize(("damaged", "begun_with"), [("000000", True), ("000001", False)], ids=["first", "last"])
+def test_attempt_that_cannot_be_read(tmp_path, damaged, begun_with):
+    volume = build_volume(tmp_path / "v.zarr", (2, 64, 96))
+    run(run_config(volume, region="z=0:1"))
+    run(run_config(volume))
+    (volume.path / "runs" / "otsu" / "attempts" / damaged / "zarr.json").write_bytes(b"")
+    answer = kesm("report", volume.path, "--out", tmp_path / "out")
+    assert (answer.code, answer.out) == (3, f"{tmp_path / 'out' / 'v-otsu.html'}\n")
+    assert re.search(rf"^not read: otsu: .*attempts/{damaged}: its zarr.json cannot be read", answer.err, re.M)
+    page = Reader((tmp_path / "out" / "v-otsu.html").read_text())
+    assert "cannot be read" in page.words
+    assert ("Digest of the image" in page.words) is begun_with
+    assert ("the whole volume" in page.words) is begun_with
+    assert {"verdict", "attempts", "histogram"} <= {attributes.get("id") for _, attributes in page.tags}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["made", "there before"])
+def test_full_disk_leaves_no_folder_of_ours(volume, tmp_path, monkeypatch, there):
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    if there:
+        (tmp_path / "new").mkdir()
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    answer = kesm("report", volume.path, "--name", "bare", "--out", tmp_path / "new" / "out")
+    assert "the disk is full" in answer.message
+    assert [path.name for path in tmp_path.rglob("*")] == (["new"] if there else [])
 
 
 # Maps of tiles
@@ -654,6 +745,7 @@ def test_click_shows_a_tile(browser, files, tiles, volume):
             assert counts == tiles.require_truth()[cell].tolist()
             line = page.locator("#view-line").inner_text()
             assert line.startswith("kesm view '")
+            assert " --name otsu --truth groundtruth --at " in line
             assert line.endswith(f" --at 2,{int(middle[1])},{int(middle[2])}")
         assert (watch.said, watch.asked_network) == ([], [])
 

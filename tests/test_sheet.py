@@ -191,10 +191,12 @@ def test_damage_is_named_and_its_tiles_are_pending(volume, tmp_path):
     chunk = next(path for path in (copied.path / "tiles/otsu/vessel/c/1").rglob("*") if path.is_file())
     chunk.write_bytes(b"no chunk")
     answer = kesm("tables", copied.path, "--name", "otsu", "--out", tmp_path / "tiles.csv")
-    assert answer.code == 0
-    assert re.search(
-        r"18 tiles of run otsu, truth traced, 6 done\nnot read: z=1:2,.*vessel.*cannot be decoded", answer.out
-    )
+    assert answer.code == 3
+    assert answer.out == f"{tmp_path / 'tiles.csv'}: 18 tiles of run otsu, truth traced, 6 done\n"
+    assert re.match(r"not read: z=1:2,.*vessel.*cannot be decoded", answer.err)
+    again = kesm("tables", copied.path, "--name", "otsu", "--out", tmp_path / "tiles.csv", "--replace", "--json")
+    assert (again.code, again.err) == (3, answer.err)
+    assert len(check_document("tables", again.document)["failures"]) == len(answer.err.splitlines())
     assert [row["status"] for row in read_csv(tmp_path / "tiles.csv")][6:12] == ["pending"] * 6
 
 
@@ -202,7 +204,6 @@ def test_damage_is_named_and_its_tiles_are_pending(volume, tmp_path):
     ("words", "message"),
     [
         pytest.param(["--out", "t.xlsx"], r"got t.xlsx, expected a file that ends in .csv or .parquet", id="end"),
-        pytest.param(["--out", "t.csv"], r"has the runs bare, otsu; choose one with --name", id="several runs"),
         pytest.param(["--out", "t.csv", "--name", "no"], r"has no run 'no'; it has: bare, otsu", id="no run"),
         pytest.param(["--out", "t.csv", "--name", "bare", "--truth", "traced"], r"not compared with 'tr", id="truth"),
         pytest.param(["--out", "t.csv", "--name", "otsu", "--region", "z=9:10"], r"volume has z=0:3", id="region"),

@@ -40,6 +40,7 @@ def clean(
         from pipeline.derived import clean as clean_mask
         from pipeline.execute import ThreadRunner
         from pipeline.plan import available_cpus
+        from pipeline.tables import RunTables
         from pipeline.terminal import Meter
         from pipeline.volume import Volume
 
@@ -53,6 +54,5 @@ def clean(
         else:
             for line in cleaned.lines():
                 print(line)
-            truths = [label.name for label in opened.labels().values() if label.kind == "truth"]
-            for truth in truths[:1]:
+            for truth in RunTables(opened, name).truths()[:1]:
                 print(f"next: kesm validate {quote(str(volume))} --mask {cleaning.label} --truth {truth}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.answer import answering
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say
 from pipeline.commands.options import Json, Region, configure
 
 
@@ -19,7 +19,7 @@ def figure(
         typer.Argument(metavar="KIND", help="overview, histogram, try-all, overlay, profile, map, curves or worst."),
     ],
     volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
-    name: Annotated[str | None, typer.Option(help="The run; default: the only one.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run; default: that which was worked on last.")] = None,
     truth: Annotated[str | None, typer.Option(help="The truth; default: the only one.")] = None,
     region: Region = None,
     slice_: Annotated[
@@ -66,13 +66,18 @@ def figure(
             name, truth, None if box is None else box.box(opened.shape), slice_,
             None if at is None else parse_at(at), level, metric or "mcc",
         )  # fmt: skip
-        figures.save(figures.draw(kind, opened, request, style), file)
+        drawn, damage = figures.draw_readable(kind, opened, request, style)
+        figures.save(drawn, file)
         if as_json:
             size = file.stat().st_size
             document = {"kind": kind, "volume": str(opened.path), "file": str(file), "format": ending, "bytes": size}
             print(json.dumps({"schema": 1, **document}))
         else:
             print(f"wrote {file}")
+        for where, reason in damage:
+            say(f"not read, and not shown: {where}: {reason}")
+        if damage:
+            raise typer.Exit(EXIT_PARTIAL)
 
 
 def refuse(kind: str, given: dict[str, Any], taken: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import answering, say
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say
 from pipeline.commands.options import Json
 
 
@@ -27,8 +27,9 @@ def report(
         written = write_reports(
             volumes, names or [], out, lambda number, total, topic: say(f"report: {number}/{total}, {topic.name}")
         )
-        for problem in written.problems:
-            say(f"left out: {problem}")
+        gaps = written.gaps()
+        for line in gaps:
+            say(line)
         if as_json:
             print(json.dumps(written.document()))
         else:
@@ -36,3 +37,5 @@ def report(
                 print(one.file)
             if written.index is not None:
                 print(f"{written.index} (all of them)")
+        if gaps:
+            raise typer.Exit(EXIT_PARTIAL)

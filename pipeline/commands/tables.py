@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import answering
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say
 from pipeline.commands.options import Json, Region, Truth, configure
 
 
 def tables(
     volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
     out: Annotated[Path, typer.Option(help="File that is written: it ends in .csv or .parquet.")],
-    name: Annotated[str | None, typer.Option(help="The run; default: the only one.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run; default: that which was worked on last.")] = None,
     truth: Truth = None,
     region: Region = None,
     undefined: Annotated[
@@ -38,5 +38,8 @@ def tables(
         if as_json:
             print(json.dumps(sheet.document()))
         else:
-            for line in sheet.lines():
-                print(line)
+            print(sheet)
+        for line in sheet.gaps():
+            say(line)
+        if sheet.failures:
+            raise typer.Exit(EXIT_PARTIAL)

@@ -9,7 +9,7 @@ Figures are made without pyplot: no state is shared, and nobody's settings chang
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -32,9 +32,10 @@ from pipeline.figures.pictures import (
 )
 from pipeline.figures.subject import Request
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
+from pipeline.geometry import Box
 from pipeline.volume import Volume
 
-__all__ = ["KINDS", "Kind", "Request", "Style", "draw", "find_kind", "format_of", "save"]
+__all__ = ["KINDS", "Kind", "Request", "Style", "draw", "draw_readable", "find_kind", "format_of", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +111,13 @@ def draw(kind: str, volume: Volume, request: Request = Request(), style: Style =
     ConfigError, MissingInputError, RegionError
         If something that it needs does not exist, or is not named where there are several.
     """
+    return draw_readable(kind, volume, request, style)[0]
+
+
+def draw_readable(
+    kind: str, volume: Volume, request: Request, style: Style
+) -> tuple[Figure, Sequence[tuple[Box, str]]]:
+    """As `draw`; also voxels and reason of what could not be read of the run's tables, which the figure leaves out."""
     found = find_kind(kind)
-    return found.draw(found.read(volume, request, round(found.side * style.dpi)), style)
+    shown = found.read(volume, request, round(found.side * style.dpi))
+    return found.draw(shown, style), shown.subject.damage

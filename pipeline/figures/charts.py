@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.census import NOT_COUNTED, Census
 from pipeline.comparison import average_precision, ceiling, roc_auc
 from pipeline.confusion import SCORES, Counts, scores, tile_scores
-from pipeline.figures.canvas import TEXT_PT, TITLE_PT, Style, settings, wrapped
+from pipeline.figures.canvas import MARGIN, TEXT_PT, TITLE_PT, Page, Style, line_height, settings, wrapped
 from pipeline.figures.exhibit import Profile
 from pipeline.figures.pictures import NAMES
 from pipeline.figures.tryout import Distribution
@@ -28,10 +28,9 @@ def draw_histogram(found: Distribution, style: Style) -> Figure:
     """Voxels by grey level, with the level of every method; background and vessel apart where there is truth."""
     subject = found.subject
     with settings():
-        figure = Figure(figsize=(9.0, 4.8), dpi=style.dpi, layout="constrained")
-        _title(figure, f"{subject.title}, {subject.where}: grey levels", 8.6)
+        title = f"{subject.title}, {subject.where}: grey levels"
+        figure = _sheet(title, _run_text(found, found.table), (8.6, 4.2), style)
         axes = figure.subplots()
-        axes.set_title(_run_text(found, found.table), loc="left")
         rows = [(UNLABELLED, "all voxels", "#777777")]
         if found.split:
             rows = [(BACKGROUND, "background", "#777777"), (VESSEL, "vessel", "#d55e00")]
@@ -62,8 +61,8 @@ def draw_histogram(found: Distribution, style: Style) -> Figure:
         axes.set_xlim(edges[0], edges[-1])
         axes.set_xlabel("grey level after the filter" + (" (inverted: vessels are bright)" if found.dark else ""))
         axes.set_ylabel("voxels")
-        figure.legend(loc="outside right upper", title="Voxels, and the level of each method\nfor all of them together",
-                      alignment="left", title_fontsize=TEXT_PT)  # fmt: skip
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), alignment="left", title_fontsize=TEXT_PT,
+                    title="Voxels, and the level of each method\nfor all of them together")  # fmt: skip
         return figure
 
 
@@ -77,8 +76,8 @@ def draw_curves(found: Distribution, style: Style) -> Figure:
     precision = np.divide(above[VESSEL], marked, out=np.full(marked.shape, np.nan), where=marked > 0)
     auc, average = roc_auc(found.table), average_precision(found.table)
     with settings():
-        figure = Figure(figsize=(10.5, 4.8), dpi=style.dpi, layout="constrained")
-        _title(figure, f"{subject.title}, {subject.where}: every level there is", 10.1)
+        title = f"{subject.title}, {subject.where}: every level there is"
+        figure = _sheet(title, _run_text(found, found.table[:UNLABELLED]), (10.1, 4.0), style)
         roc, pr = figure.subplots(1, 2)
         roc.plot(false, true, color="#777777", linewidth=1.5)
         roc.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle=":")
@@ -95,12 +94,7 @@ def draw_curves(found: Distribution, style: Style) -> Figure:
             roc.plot([wrong], [found_at.recall], label=f"{name}, MCC {found_at.mcc:.3f}", **points)
             pr.plot([found_at.recall], [found_at.precision], **points)
         for axes, title, across, up in (
-            (
-                roc,
-                f"{_run_text(found, found.table[:UNLABELLED])}\nROC, area {auc:.4f}",
-                "false positive rate (1 - specificity)",
-                "recall (true positive rate)",
-            ),
+            (roc, f"ROC, area {auc:.4f}", "false positive rate (1 - specificity)", "recall (true positive rate)"),
             (pr, f"Precision and recall, average precision {average:.4f}", "recall", "precision"),
         ):
             axes.set_title(title, loc="left")
@@ -109,8 +103,8 @@ def draw_curves(found: Distribution, style: Style) -> Figure:
             axes.set_xlim(-0.02, 1.02)
             axes.set_ylim(-0.02, 1.02)
             axes.set_aspect("equal")
-        figure.legend(loc="outside right upper", title="One level for all voxels", alignment="left",
-                      title_fontsize=TEXT_PT)  # fmt: skip
+        pr.legend(*roc.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.03, 1.0),
+                  title="One level for all voxels", alignment="left", title_fontsize=TEXT_PT)  # fmt: skip
         return figure
 
 
@@ -120,12 +114,11 @@ def draw_profile(profile: Profile, style: Style) -> Figure:
     slices = np.arange(found.tiles.start[0], found.tiles.stop[0])
     with settings():
         parts = 3 if found.counts is not None else 2
-        figure = Figure(figsize=(9.0, 1.1 + 1.9 * parts), dpi=style.dpi, layout="constrained")
         against = f" against {found.truth}" if found.truth else ""
         done = f"{int(found.done.sum()):,} of {found.done.size:,} tiles done"
-        _title(figure, f"{subject.title}, {subject.where}: slice by slice", 8.6)
+        title, note = f"{subject.title}, {subject.where}: slice by slice", f"run {found.name}{against}, {done}"
+        figure = _sheet(title, note, (8.6, 0.4 + 1.9 * parts), style)
         panels = list(np.atleast_1d(figure.subplots(parts, 1, sharex=True)))
-        panels[0].set_title(f"run {found.name}{against}, {done}", loc="left")
         if found.counts is not None:
             _plot_scores(panels[0], slices, found.counts)
         _plot_levels(panels[-2], slices, found.level)
@@ -215,7 +208,22 @@ def _run_text(found: Distribution, table: NDArray[np.int64]) -> str:
     return f"run {subject.name}{against}, {int(table.sum()):,} {what}"
 
 
-def _title(figure: Figure, title: str, width: float) -> None:
-    """Title of a chart; wrapped, so that it is not cut off."""
-    lines = wrapped(title, width, TITLE_PT, bold=True)
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", size=TITLE_PT, weight="bold", parse_math=False)
+def _sheet(title: str, note: str, size: tuple[float, float], style: Style) -> Figure:
+    """Figure with title and note where those of pictures are; charts are laid on the rest.
+
+    Parameters
+    ----------
+    title, note : str
+        Wrapped, so that they are not cut off.
+    size : tuple of float
+        Width and height of the charts in inches.
+    style : Style
+    """
+    wide, tall = size
+    heading, below = wrapped(title, wide, TITLE_PT, bold=True), wrapped(note, wide, TEXT_PT)
+    top = MARGIN + len(heading) * line_height(TITLE_PT) + len(below) * line_height(TEXT_PT) + 0.1
+    page = Page(wide + 2 * MARGIN, top + tall + MARGIN, style.dpi)
+    page.lines(MARGIN, page.lines(MARGIN, MARGIN, heading, TITLE_PT, bold=True), below)
+    part = (MARGIN / page.width, MARGIN / page.height, wide / page.width, tall / page.height)
+    page.figure.set_layout_engine("constrained", rect=part, w_pad=0.0, h_pad=0.0, wspace=0.04, hspace=0.04)
+    return page.figure

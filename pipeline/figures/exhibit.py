@@ -92,19 +92,30 @@ def read_overlay(volume: Volume, request: Request, pixels: int) -> View:
     """Image, truth and mask of a slice, or a part of one."""
     subject = find_subject(volume, request, needs_run=True)
     truth = subject.require_truth()
-    subject = one_slice(subject, request, [*truth_slices(subject), *done_slices(subject)])
-    excerpt = read_excerpt(volume, subject.box, pixels, request.level, truth, subject.run)
-    known = excerpt.known_truth()
+    try:
+        subject = one_slice(subject, request, [*truth_slices(subject), *done_slices(subject)])
+        excerpt = read_excerpt(volume, subject.box, pixels, request.level, truth, subject.run)
+    except MissingInputError:
+        if (found := _look(subject)) is not None and not found.done.any():
+            found.require_readable(f"run {subject.run!r} has no mask that is known to be right in {subject.where}")
+        raise
+    known, tile_counts = excerpt.known_truth(), _tile_counts(subject, _look(subject))
     counts = Counts.from_images(known, excerpt.mask) if excerpt.level == 0 and excerpt.mask is not None else None
-    return View(subject, excerpt, counts or _tile_counts(subject))
+    return View(subject, excerpt, counts or tile_counts)
 
 
-def _tile_counts(subject: Subject) -> Counts | None:
-    """Counts of a box of whole tiles, from the tables of the run."""
-    volume, name = subject.volume, subject.run
-    if name not in run_names(volume) or subject.truth not in RunTables(volume, name).truths():
+def _look(subject: Subject) -> Census | None:
+    """What the run knows of the tiles; None of a label that was derived from a mask."""
+    if subject.run not in run_names(subject.volume):
         return None
-    found = census(volume, name, subject.truth, subject.box)
+    compared = subject.truth in RunTables(subject.volume, subject.run).truths()
+    return subject.look(subject.truth if compared else None)
+
+
+def _tile_counts(subject: Subject, found: Census | None) -> Counts | None:
+    """Counts of a box of whole tiles, from the tables of the run."""
+    if found is None or found.truth is None or found.truth != subject.truth:
+        return None
     if found.grid.round_out(subject.box) != subject.box or not found.done.any():
         return None
     return Counts(*found.require_truth().sum(axis=(0, 1, 2)).tolist())
@@ -113,8 +124,7 @@ def _tile_counts(subject: Subject) -> Counts | None:
 def read_profile(volume: Volume, request: Request, pixels: int) -> Profile:  # noqa: ARG001  (as all kinds)
     """Tiles of a run, for its profile over the slices."""
     subject = find_subject(volume, request, needs_run=True)
-    found = census(volume, subject.run, request.truth, subject.box)
-    found.require_done()
+    found = subject.census(request.truth)
     return Profile(replace(subject, truth=found.truth), found)
 
 
@@ -125,14 +135,14 @@ def read_map(volume: Volume, request: Request, pixels: int) -> TileMap:
     subject = find_subject(volume, request, needs_run=True)
     if request.metric in SCORES:
         subject.require_truth()
-    found = census(volume, subject.run, request.truth, subject.box)
-    found.require_done()
+    found = subject.census(request.truth)
     values = _numbers(found, request.metric)
     known = np.zeros(volume.shape[0], np.bool_)
     known[found.tiles.start[0] : found.tiles.stop[0]] = ~np.isnan(values).all(axis=(1, 2))
     asked = subject.box.start[0] if subject.box.shape[0] == 1 else None
     if not known.any() or (asked is not None and not known[asked]):
         there = "" if asked is None else f" of slice {asked}"
+        found.require_readable(f"no tile{there} has a {request.metric} in run {subject.run!r}")
         others = "" if asked is None else _other_slices(volume, subject.run, request)
         raise MissingInputError(f"{volume.path}: no tile{there} has a {request.metric} in run {subject.run!r}{others}")
     subject = one_slice(subject, request, [known])
@@ -172,7 +182,7 @@ def read_gallery(volume: Volume, request: Request, pixels: int) -> Gallery:  # n
     if request.metric not in SCORES:
         raise ConfigError(f"--metric: got {request.metric!r}, expected one of: {', '.join(SCORES)}")
     subject = find_subject(volume, request, needs_run=True)
-    found = subject.census(with_truth=True)
+    found = subject.census(subject.require_truth())
     values, counts = found.score(request.metric), found.require_truth()
 
     def sample(cell: Triple) -> Sample:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import Census, census
+from pipeline.census import Census, census, choose_run, latest_run
 from pipeline.errors import ConfigError, MissingInputError, RegionError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.keys import valid_tiles
@@ -56,12 +56,15 @@ class Subject:
     name, truth : str or None
     box : Box
         Voxels: all, a region, a slice or a tile.
+    damage : list of (Box, str)
+        Voxels and reason of what could not be read of the run's tables; one list of all that were made of a subject.
     """
 
     volume: Volume
     name: str | None
     truth: str | None
     box: Box
+    damage: list[tuple[Box, str]] = field(default_factory=list, compare=False)
 
     @property
     def title(self) -> str:
@@ -114,15 +117,21 @@ class Subject:
             )
         return self.truth
 
-    def census(self, with_truth: bool) -> Census:
-        """What the run knows of the tiles.
+    def look(self, truth: str | None) -> Census:
+        """What the run knows of the tiles; what cannot be read is kept."""
+        found = census(self.volume, self.run, truth, self.box)
+        self.damage.extend(part for part in found.damage if part not in self.damage)
+        return found
+
+    def census(self, truth: str | None) -> Census:
+        """As `look`, of tiles of which some are done.
 
         Raises
         ------
-        MissingInputError
-            If none of them is done.
+        DamageError, MissingInputError
+            If none of them is.
         """
-        found = census(self.volume, self.run, self.require_truth() if with_truth else None, self.box)
+        found = self.look(truth)
         found.require_done()
         return found
 
@@ -153,11 +162,7 @@ def _choose_run(volume: Volume, name: str | None, needed: bool) -> str | None:
                 f"`kesm run {volume.path} --name {name}`"
             )
         return name
-    if len(known) > 1 and needed:
-        raise ConfigError(f"{volume.path}: has the runs {', '.join(known)}; choose one with --name")
-    if not known and needed:
-        return Subject(volume, None, None, Box.whole(volume.shape)).run
-    return known[0] if len(known) == 1 else None
+    return choose_run(volume, None) if needed else latest_run(volume, known)
 
 
 def _choose_truth(volume: Volume, name: str | None, truth: str | None) -> str | None:

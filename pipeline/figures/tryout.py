@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from pipeline.census import census
 from pipeline.comparison import ceiling, tile_counts
 from pipeline.confusion import Counts, scores
-from pipeline.errors import ConfigError, DamageError, MissingInputError
+from pipeline.errors import DamageError, MissingInputError
 from pipeline.excerpt import Excerpt, read_excerpt, require_slice
 from pipeline.figures.subject import Request, Subject, find_subject, one_slice, truth_names, truth_slices
 from pipeline.geometry import Box, Grid
 from pipeline.histogram import TRUTH_VESSEL, UNLABELLED, WINDOWED_LEVELS, bin_top, level_counts, rebin
 from pipeline.recipe import Recipe
 from pipeline.scene import Scene
-from pipeline.tables import RunTables, run_names
+from pipeline.tables import RunTables
 from pipeline.tally import valid_histograms
 from pipeline.threshold import LEVEL_OF
 from pipeline.volume import Volume
@@ -96,8 +96,7 @@ def read_distribution(volume: Volume, request: Request, pixels: int) -> Distribu
     truth = subject.truth if subject.truth in tables.truths() else None
     if request.truth is not None and truth is None:
         census(volume, subject.run, request.truth)  # says so
-    found = census(volume, subject.run, truth, subject.box)
-    found.require_done()
+    found = subject.census(truth)
     dark = recipe.foreground == "dark"
     window = volume.filtered_window(dark)
     table = np.zeros((3, WINDOWED_LEVELS), np.int64)
@@ -139,8 +138,6 @@ def read_curves(volume: Volume, request: Request, pixels: int) -> Distribution:
 def read_trial(volume: Volume, request: Request, pixels: int) -> Trial:  # noqa: ARG001  (tiles are shown whole)
     """Every method on one tile, behind the filter of the run's recipe."""
     subject = find_subject(volume, request, needs_run=False)
-    if subject.name is None and run_names(volume):
-        raise ConfigError(f"{volume.path}: has the runs {', '.join(run_names(volume))}; choose one with --name")
     if truth_names(volume):
         subject.require_truth()
     recipe = subject.recipe

@@ -68,6 +68,11 @@ def outcome(page: Page) -> Markup:
         made.append(tag("p", "The same kesm run again does what has failed, and nothing else."))
     else:
         made.append(tag("p", "Nothing has failed."))
+    if page.problems:
+        body = [[problem] for problem in page.problems[:SHOWN_FAILURES]]
+        made.append(table(f"Cannot be read: {len(page.problems):,}", ["What"], body, id="unreadable"))
+        made += _left_out(len(page.problems), SHOWN_FAILURES, "of them")
+        made.append(tag("p", "What depends on these is missing from this page."))
     return join(made)
 
 
@@ -78,6 +83,8 @@ def origin(page: Page) -> Markup:
     if not attempts:
         return join([*made, tag("p", "No attempt at this run is recorded.")])
     latest = attempts[-1]
+    if "problem" in latest:
+        made.append(tag("p", f"What the mask was made from and with cannot be read: {latest['problem']}"))
     pairs: list[tuple[object, object]] = []
     for key, name in (("inputs", "Digest of the {}"), ("packages", "{}")):
         known = latest.get(key) or {}
@@ -95,6 +102,8 @@ def _moment(text: str) -> str:
 
 
 def _attempt(attempt: Mapping[str, Any]) -> list[object]:
+    if "problem" in attempt:
+        return [attempt["number"], "cannot be read", "", "", "", ""]
     return [
         attempt.get("number", ""), f"{attempt.get('user', 'unknown')} on {attempt.get('host', 'unknown')}",
         _moment(attempt.get("started", "unknown")), _moment(attempt.get("ended", "not recorded")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from shlex import quote
+from shlex import join as join_words
 
 import numpy as np
 
@@ -19,9 +19,10 @@ _STATES = {"none": "done, no number", "pending": "not done", "failed": "failed",
 _PICTURE = 256  # side of the frame that a picture is drawn in
 
 
-def view_line(path: str) -> str:
-    """Command that opens a volume."""
-    return f"kesm view {quote(path)}"
+def view_line(path: str, name: str, truth: str | None) -> str:
+    """Command that opens a volume with a run and what that was compared with: not the run worked on last."""
+    words = ["kesm", "view", path, "--name", name, *([] if truth is None else ["--truth", truth])]
+    return join_words(words)
 
 
 def tile_display(page: Page) -> Markup:

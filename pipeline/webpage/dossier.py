@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from pipeline.report import Summary
 from pipeline.tables import RunTables, run_names
 from pipeline.volume import Volume
 from pipeline.webpage.layout import fill_template, render
-from pipeline.webpage.markup import Markup, bar, count, join, number, score, table, tag
+from pipeline.webpage.markup import Markup, bar, count, join, number, path_code, score, table, tag
 from pipeline.webpage.page import Page, gather
 from pipeline.webpage.wording import recipe_sentences
 
 INDEX = "index.html"
+SAID = 20  # lines about one report; the file has more of them
 _COMPARED = ("mcc", "f1", "precision", "recall")
 
 
@@ -36,13 +38,15 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report that was written."""
+    """A report that was written; ``problems`` are what could not be read for it."""
 
     topic: Topic
     title: str
     file: Path
     summary: Summary
     sentences: tuple[str, ...]
+    truth_digest: str | None
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,21 @@ class Dossier:
                     "truth": report.topic.truth,
                     "file": str(report.file),
                     "bytes": report.file.stat().st_size,
+                    "problems": list(report.problems),
                 }
                 for report in self.reports
             ],
             "problems": list(self.problems),
         }
+
+    def gaps(self) -> list[str]:
+        """Lines about what is not there: runs without a report, and what could not be read for one."""
+        said = [f"left out: {problem}" for problem in self.problems]
+        for report in self.reports:
+            said += [f"not read: {report.topic.name}: {problem}" for problem in report.problems[:SAID]]
+            if len(report.problems) > SAID:
+                said.append(f"not read: {report.topic.name}: {len(report.problems) - SAID:,} more, see {report.file}")
+        return said
 
 
 def write_reports(
@@ -159,7 +173,8 @@ def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> Iterator[Topic
 
 
 def _report(topic: Topic, page: Page, file: Path) -> Report:
-    return Report(topic, page.title, file, page.summary, tuple(recipe_sentences(page.recipe)))
+    sentences = tuple(recipe_sentences(page.recipe))
+    return Report(topic, page.title, file, page.summary, sentences, page.truth_digest, page.problems)
 
 
 def _file_names(topics: Sequence[Topic]) -> list[str]:
@@ -179,10 +194,17 @@ def _file_names(topics: Sequence[Topic]) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with draft_file(path, replace=True) as draft:
-        draft.write_bytes(text.encode())
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with draft_file(path, replace=True) as draft:
+            draft.write_bytes(text.encode())
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # one that is not empty stays
+                folder.rmdir()
+        raise
 
 
 def render_index(reports: Sequence[Report], problems: Sequence[str] = ()) -> str:
@@ -214,7 +236,7 @@ def _standing(report: Report) -> tuple[float, str, str]:
 def _comparable(reports: Sequence[Report]) -> Markup:
     """Warn where scores are not of the same voxels: then the better one may only have had the easier part."""
     bases = {
-        (report.topic.volume, report.topic.truth, report.summary.annotated, _vessel(report.summary))
+        (report.truth_digest, report.summary.annotated, _vessel(report.summary))
         for report in reports
         if report.summary.counts is not None
     }
@@ -236,7 +258,7 @@ def _row(report: Report) -> list[object]:
     first, *others = (score(scores[name], f"scores.{name}") for name in _COMPARED)
     tiles = summary.tiles
     return [
-        join([tag("a", summary.name, href=quote(report.file.name)), tag("br"), tag("code", report.topic.volume)]),
+        join([tag("a", summary.name, href=quote(report.file.name)), tag("br"), path_code(report.topic.volume)]),
         summary.truth or "none",
         first if scores["mcc"] is None else tag("span", first, bar(scores["mcc"])), *others,
         tag("span", count(tiles.done, "tiles.done"), " of ", count(tiles.total, "tiles.total")),

@@ -35,11 +35,14 @@ class Evidence:
         after its threshold. None without an annotated voxel.
     own : Candidate or None
         Which of them the run is.
+    problems : tuple of str
+        Why some histograms cannot be read; their tiles are missing here.
     """
 
     pooled: Counts
     ranking: Ranking | None
     own: Candidate | None
+    problems: tuple[str, ...] = ()
 
 
 def find_evidence(volume: Volume, tiles: Census) -> Evidence:
@@ -53,11 +56,11 @@ def find_evidence(volume: Volume, tiles: Census) -> Evidence:
     """
     tables = RunTables(volume, tiles.name)
     if tiles.truth is None:
-        grey, _ = tables.grey.survey()
+        grey, reasons = tables.grey.survey()
         pooled = np.zeros((3, WINDOWED_LEVELS), np.int64)
         pooled[-1] = grey.sum(axis=(0, 1, 2))
-        return Evidence(pooled, None, None)
-    counts, slices, own_counts = _judge(tables, tiles)
+        return Evidence(pooled, None, None, tuple(reasons))
+    counts, slices, own_counts, problems = _judge(tables, tiles)
     recipe = Recipe.model_validate(tables.recipe)
     denoise = name_of(recipe.denoise)
     candidates = {Candidate(method, scope, denoise): rows for (method, scope), rows in counts.items()}
@@ -68,12 +71,14 @@ def find_evidence(volume: Volume, tiles: Census) -> Evidence:
     try:
         ranking = rank(candidates)
     except ConfigError:  # nothing is annotated
-        return Evidence(slices.sum(axis=0), None, None)
-    return Evidence(slices.sum(axis=0), ranking, own)
+        return Evidence(slices.sum(axis=0), None, None, problems)
+    return Evidence(slices.sum(axis=0), ranking, own, problems)
 
 
-def _judge(tables: RunTables, tiles: Census) -> tuple[dict[tuple[str, Scope], Counts], Counts, Counts]:
+def _judge(tables: RunTables, tiles: Census) -> tuple[dict[tuple[str, Scope], Counts], Counts, Counts, tuple[str, ...]]:
     """Counts of each method and scope by slice, (slices, 4); grey levels by slice, (slices, 3, 256); the run's counts.
+
+    Last, why some histograms cannot be read.
 
     Slices and the volume have levels from sums of histograms, so only the tiles of one slice are ever held.
     """
@@ -82,8 +87,10 @@ def _judge(tables: RunTables, tiles: Census) -> tuple[dict[tuple[str, Scope], Co
     slices = np.zeros((depth, 3, WINDOWED_LEVELS), np.int64)
     by_tile = {method: np.zeros((depth, 4), np.int64) for method in METHODS}
     own = np.zeros((depth, 4), np.int64)
+    problems: list[str] = []
     for at, z in enumerate(range(tiles.tiles.start[0], tiles.tiles.stop[0])):
-        found, _ = histogram.survey((slice(z, z + 1), *tiles.tiles.slices[1:]))  # zeros where it is damaged
+        found, reasons = histogram.survey((slice(z, z + 1), *tiles.tiles.slices[1:]))  # zeros where it is damaged
+        problems += reasons
         found[0][~tiles.done[at]] = 0
         slices[at] = found.sum(axis=(0, 1, 2), dtype=np.int64)
         if slices[at, [BACKGROUND, VESSEL]].any():
@@ -96,7 +103,7 @@ def _judge(tables: RunTables, tiles: Census) -> tuple[dict[tuple[str, Scope], Co
         of_slices = np.array([_level(method, table) for table in slices])[:, None, None]
         counts[method, "slice"] = slice_counts(whole, of_slices)
         counts[method, "volume"] = slice_counts(whole, np.full_like(of_slices, _level(method, slices.sum(axis=0))))
-    return counts, slices, own
+    return counts, slices, own, tuple(dict.fromkeys(problems))
 
 
 def _level(method: str, table: Counts) -> float:

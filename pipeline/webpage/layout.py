@@ -27,6 +27,7 @@ from pipeline.webpage.tilemap import STATES
 from pipeline.webpage.wording import MEANINGS, SCORE_NAMES, level_words, recipe_sentences, verdict
 
 SHOWN_SLICES = 2000
+_UNDEFINED = " Where a score is undefined, 0 / 0, it counts as 1 if all of the tile is right, else as the lowest."
 _HEADLINE = ("mcc", "f1", "precision", "recall", "accuracy")
 
 
@@ -78,7 +79,7 @@ def _data(page: Page) -> dict[str, Any]:
         "summary": page.summary.document(),
         "shape": page.volume["shape"],
         "voxel_size_um": page.volume["voxel_size_um"],
-        "view": view_line(page.volume["path"]),
+        "view": view_line(page.volume["path"], page.summary.name, page.summary.truth),
         "start": [z, y // group, x // group],
         "states": STATES,
         "flags": [flag_words(flag) for flag in Flag],
@@ -144,6 +145,8 @@ def _what(page: Page) -> Markup:
 
 
 def _region(page: Page) -> str:
+    if page.attempts and "problem" in page.attempts[-1]:
+        return "cannot be read"
     region = page.attempts[-1].get("region") if page.attempts else None
     whole = str(Box.whole(tuple(page.volume["shape"])))
     return "the whole volume" if region in (None, whole) else str(region)
@@ -157,11 +160,12 @@ def _scores(page: Page) -> Markup | None:
     head = ["Score", "All voxels", "Mean of tiles", "What it means"]
     body = [
         [SCORE_NAMES[name], score(scores[name], f"scores.{name}"),
-         score(macro[name] if macro else None, f"macro.{name}"), MEANINGS[name]]
+         _mean(macro, name), MEANINGS[name]]
         for name in sorted(SCORES, key=list(SCORE_NAMES).index)
     ]  # fmt: skip
     tiles = macro and tag("p", "Mean of tiles: over the ", count(macro["tiles"], "macro.tiles"),
-                          " tiles with annotated voxels, each of which counts the same.")  # fmt: skip
+                          " tiles with annotated voxels, each of which counts the same.",
+                          _UNDEFINED if any(macro["undefined"].values()) else "")  # fmt: skip
     matrix = table(
         "Annotated voxels by truth and mask",
         ["", "vessel in the truth", "background in the truth"],
@@ -170,6 +174,14 @@ def _scores(page: Page) -> Markup | None:
         class_="numbers",
     )  # fmt: skip
     return join(filter(None, [matrix, table("All scores", head, body, class_="meanings"), tiles]))
+
+
+def _mean(macro: Mapping[str, Any] | None, name: str) -> Markup:
+    """Mean of a score over the tiles, and in how many of these it is 0 / 0."""
+    if macro is None:
+        return score(None, f"macro.{name}")
+    mean, undefined = score(macro[name], f"macro.{name}"), macro["undefined"][name]
+    return join([mean, " (", count(undefined, f"macro.undefined.{name}"), " undefined)"]) if undefined else mean
 
 
 def _slices(page: Page) -> Markup:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
+_VOID = {"br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
@@ -102,6 +102,11 @@ def score(value: float | None, key: str | None = None) -> Markup:
 def count(value: int, key: str | None = None) -> Markup:
     """Show a whole number."""
     return number(value, f"{value:,}", key)
+
+
+def path_code(path: object) -> Markup:
+    """A path, which wraps behind its slashes rather than inside of names."""
+    return tag("code", join(str(path).split("/"), join(["/", tag("wbr")])))
 
 
 def bar(value: float | None) -> Markup:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.census import NOT_COUNTED, Census, census, failed_tiles
 from pipeline.confusion import SCORES, tile_scores
+from pipeline.errors import PipelineError
 from pipeline.flags import Flag, flag_tiles, flags_of, names_of, slice_distances, slice_medians
 from pipeline.histogram import bin_top
 from pipeline.report import Summary, summarise
@@ -78,7 +79,11 @@ class Page:
     top_levels : ndarray
         Highest grey level of each bin of the histograms, (256,).
     attempts : list of dict
-        Oldest first.
+        Oldest first; of one that cannot be read there are only ``number`` and ``problem``.
+    truth_digest : str or None
+        Of the whole truth: copies of a volume have the same.
+    problems : tuple of str
+        What could not be read, and so is missing from the page.
     """
 
     volume: dict[str, Any]
@@ -91,6 +96,8 @@ class Page:
     flagged: Flagged | None
     top_levels: Values
     attempts: list[dict[str, Any]]
+    truth_digest: str | None
+    problems: tuple[str, ...]
 
     @cached_property
     def title(self) -> str:
@@ -110,19 +117,37 @@ def gather(volume: Volume, name: str, truth: str | None) -> Page:
     tiles.require_done()
     tables, present = RunTables(volume, name), volume.slices.present()
     summary = summarise(volume, name, tiles.truth)
-    failed = failed_tiles(tables, tiles.tiles, tiles.status, list(tables.failures(tiles.truth)))
+    failures = list(tables.failures(tiles.truth))
+    failed = failed_tiles(tables, tiles.tiles, tiles.status, failures)
+    attempts, gallery, evidence = _attempts(tables), make_gallery(volume, tiles), find_evidence(volume, tiles)
+    damage = [f"{box}: {reason}" for box, reason in (*summary.failures, *tiles.damage) if (box, reason) not in failures]
+    unseen = [picture.problem for room in gallery for picture in room.pictures if picture.problem]
+    unread = [attempt["problem"] for attempt in attempts if "problem" in attempt]
     return Page(
         volume=_describe(volume, present),
         summary=summary,
         recipe=tables.recipe,
         profile=_profile(tiles),
         tile_map=make_map(tiles, present, failed),
-        gallery=make_gallery(volume, tiles),
-        evidence=find_evidence(volume, tiles),
+        gallery=gallery,
+        evidence=evidence,
         flagged=_flagged(tiles),
         top_levels=_top_levels(volume, tables.recipe["foreground"] == "dark"),
-        attempts=tables.attempts(),
+        attempts=attempts,
+        truth_digest=None if tiles.truth is None else volume.truth(tiles.truth)[1].fingerprint(),
+        problems=tuple(dict.fromkeys([*damage, *evidence.problems, *unseen, *unread])),
     )
+
+
+def _attempts(tables: RunTables) -> list[dict[str, Any]]:
+    """Every attempt that can be read, and of the others why not: what made a mask is not worth all the rest."""
+    found: list[dict[str, Any]] = []
+    for name in tables.attempt_names():
+        try:
+            found.append(tables.attempt(name))
+        except PipelineError as error:
+            found.append({"number": int(name), "problem": str(error)})
+    return found
 
 
 def _describe(volume: Volume, present: NDArray[np.bool_]) -> dict[str, Any]:
