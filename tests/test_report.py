@@ -153,8 +153,7 @@ def test_failures_are_those_of_the_region(tmp_path):
     ("name", "truth", "message"),
     [
         pytest.param("nope", None, r"has no run 'nope'; it has: bare, otsu", id="run"),
-        pytest.param("otsu", "nope", r"run 'otsu' was not compared with 'nope', but with: traced; compare it with "
-                     r"`kesm run .* --truth nope --name otsu`", id="truth"),
+        pytest.param("otsu", "nope", r"'nope', but with: traced; compare it: give .* --truth nope", id="truth"),
         pytest.param("bare", "traced", r"not compared with 'traced', but with: none yet", id="not yet"),
     ],
 )  # fmt: skip

@@ -54,5 +54,6 @@ def clean(
         else:
             for line in cleaned.lines():
                 print(line)
-            for truth in RunTables(opened, name).truths()[:1]:
+            truths = [label.name for label in opened.labels().values() if label.kind == "truth"]
+            for truth in [*RunTables(opened, name).truths(), *truths][:1]:
                 print(f"next: kesm validate {quote(str(volume))} --mask {cleaning.label} --truth {truth}")
