@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import chatter
+from pipeline.chatter import Floats, fill_profile, strongest_line
 from pipeline.compiled import kernel
 from pipeline.errors import ShapeMismatchError
 from pipeline.histogram import count_tiles, level_counts, otsu_level, tile_bounds
 from pipeline.scratch import scratch
 
 Voxels = NDArray[Any]
-Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 _Cut = tuple[tuple[int, int], tuple[int, int], int]  # corner and shape of a part of a plane, and side of its tiles
 _Place = tuple[int, int, int, int]  # a tile in a flat plane: its first voxel, voxels from row to row, height, width
+_Band = tuple[int, int, int]  # up to four rows in a flat plane: first voxel, voxels from row to row, rows
 _Lanes = tuple[Voxels, Voxels, Voxels]  # of nothing: their dtypes are what counts
 
 
@@ -39,18 +41,10 @@ class Measure(IntEnum):
     CHATTER = 6
 
 
-CHATTER_SIDE = 32
-"""Voxels that a tile must have along both axes for its bands to be told from anything else."""
-
 _SAMPLES = 32  # along each axis of a tile, at least: they find its quartiles within 4 % of its standard deviation
-_ROWS = 255  # which 8 bits count, and of 8 bit, whose sum 16 bits hold
+_ROWS = 252  # which 8 bits count, and of 8 bit, whose sum 16 bits hold
 _SUMMED = 256  # voxels of 8 bit, whose sum 16 bits hold
-_SQUARED = 2048  # voxels of 8 bit, whose squared Laplacians sum up to less than 2**31
-
-# A band of chatter is a line in a spectrum. It repeats at least 8 times in a tile, each time in 2.5 voxels or more, and
-# stands out from what is around it: further than the line is wide (3 bins to each side), but near (10 bins). What is
-# around takes off four times its power, as chance alone makes a few of the 200 bins that much stronger.
-_REPEATS, _HIGHEST, _NEAR, _FAR, _EXCESS = 8, 0.4, 3, 10, 4.0
+_STRIP = 512  # columns; squared Laplacians of four rows, of 8 bit, sum up to less than 2**31
 
 
 def measure_voxels(plane: Voxels, corner: tuple[int, int], shape: tuple[int, int], side: int) -> Floats:
@@ -79,7 +73,7 @@ def measure_voxels(plane: Voxels, corner: tuple[int, int], shape: tuple[int, int
         - ``CHATTER``: amplitude of the strongest periodic band of rows or columns, over the mean; see the notes.
 
         Inner voxels are those whose neighbours lie in the tile. FOCUS and EMPTINESS are NaN in a tile without any, that
-        is under 3 voxels a side, CHATTER under `CHATTER_SIDE`, and everything in a tile of nothing.
+        is under 3 voxels a side, CHATTER under `chatter.SIDE`, and everything in a tile of nothing.
 
     Raises
     ------
@@ -88,13 +82,8 @@ def measure_voxels(plane: Voxels, corner: tuple[int, int], shape: tuple[int, int
 
     Notes
     -----
-    A knife that vibrates cuts sections that are now thicker, now thinner, and lights them so: bands along its edge.
-    Their profile is the mean of each row (and column), with voxels further than the interquartile range beyond the
-    quartiles brought in to there, or vessels would make the profile. The quartiles are those of a grid of voxels. The
-    profile is windowed by ``(1 - u**2)**2``, for u from -1 to 1, and transformed. A line's power, less four times the
-    geometric mean of what is around it on its two sides, is the square of the amplitude. It comes out up to a third too
-    low, as the window and the quartiles take something off. Bands at another angle are not seen, nor may be weak ones
-    beside a vessel that runs along them from end to end.
+    For CHATTER, see `pipeline.chatter`, voxels further than the interquartile range beyond the quartiles are brought in
+    to there, or vessels would make the profile. The quartiles are those of a grid of voxels.
 
     References
     ----------
@@ -144,15 +133,15 @@ _LANES: dict[int, _Lanes] = {
     1: (np.empty(0, np.uint16), np.empty(0, np.int16), np.empty(0, np.int32)),
     2: (np.empty(0, np.uint32), np.empty(0, np.int32), np.empty(0, np.int64)),
 }
-# Their dtypes are the narrowest for sums of `_SUMMED` or `_ROWS` voxels, for a Laplacian, and for the sum of the
-# squares of `_SQUARED`: the wider they are, the fewer fit into a vector.
+# Their dtypes are the narrowest for sums of `_SUMMED` or `_ROWS` voxels, for a Laplacian, and for the squares of four
+# rows of a strip: the wider they are, the fewer fit into a vector.
 
 
 @kernel
 def _measure_voxels(plane: Voxels, cut: _Cut, lanes: _Lanes, measures: Floats, profiles: Floats) -> None:
     corner, shape, side = cut
     stride = plane.shape[1]
-    flat, sums = plane.reshape(-1), np.empty((2, side), np.int64)
+    flat, sums = plane.reshape(-1), np.empty((2, side + 4), np.int64)
     for index in range(measures.shape[0]):
         top, bottom, left, right = tile_bounds(index, shape, side)
         height, width = bottom - top, right - left
@@ -160,8 +149,7 @@ def _measure_voxels(plane: Voxels, cut: _Cut, lanes: _Lanes, measures: Floats, p
         measures[index, :] = np.nan
         profiles[index] = 0
         if height and width:
-            rows, columns = sums[0, :height], sums[1, :width]
-            total, saturated, equal, squares = _sum_tile(flat, tile, lanes, rows, columns)
+            total, saturated, equal, squares = _sum_tile(flat, tile, lanes, sums[0], sums[1])
             measures[index, Measure.MEAN] = total / (height * width)
             measures[index, Measure.SATURATION] = saturated / (height * width)
             if min(height, width) >= 3:
@@ -169,107 +157,138 @@ def _measure_voxels(plane: Voxels, cut: _Cut, lanes: _Lanes, measures: Floats, p
                 mean = _sum_laplacian(flat, tile) / inner
                 measures[index, Measure.FOCUS] = squares / inner - mean * mean
                 measures[index, Measure.EMPTINESS] = equal / inner
-            _fill_profile(rows, width, profiles[index, 0])
-            _fill_profile(columns, height, profiles[index, 1])
+            fill_profile(sums[0, :height], width, profiles[index, 0])
+            fill_profile(sums[1, :width], height, profiles[index, 1])
 
 
 @kernel
 def _sum_tile(flat: Voxels, tile: _Place, lanes: _Lanes, rows: Counts, columns: Counts) -> tuple[int, int, int, int]:
     """Sum up voxels, saturated ones, inner ones in a flat place, and squared Laplacians; write the sums of lines.
 
-    Loops are over lines, and each has one width of integers: so all of them are of full vectors.
+    Loops are along four rows at a time, whose voxels are so looked up once for several of them. A band that is not
+    whole gets its last row instead of those below it, which count nothing, but in spare entries of ``rows``.
     """
     begin, stride, height, width = tile
-    limits = _limits(flat, tile)
-    near, line, steps = np.empty(width, flat.dtype), np.zeros(width, lanes[0].dtype), np.empty(width, lanes[1].dtype)
-    full, level = np.zeros(width, np.uint8), np.zeros(width, np.uint8)
+    limits = _limits(flat, tile, lanes[0].dtype.type)
+    lines, steps = np.empty(2 * _STRIP, lanes[0].dtype), np.empty(4 * _STRIP, lanes[1].dtype)
+    full, level = np.empty(_STRIP, np.uint8), np.empty(_STRIP, np.uint8)
     total = saturated = equal = squares = 0
-    columns[:] = 0
-    for y in range(height):
-        at = begin + y * stride
-        if _bring_in(flat, at, limits, near):
-            _count_saturated(flat, at, full)
-        rows[y] = 0
-        for x in range(0, width, _SUMMED):
-            count = min(_SUMMED, width - x)
-            total += _sum_segment(flat, at + x, count, line)
-            rows[y] += _add_segment(near, x, count, line)
-        if 0 < y < height - 1 and width > 2:
-            _fill_steps(flat, at, stride, steps, level)
-            steps[0] = steps[width - 1] = 0
-            for x in range(0, width, _SQUARED):
-                squares += _sum_squares(steps, x, min(_SQUARED, width - x), lanes[2])
-        if y % _ROWS == _ROWS - 1 or y == height - 1:
-            for x in range(width):
-                columns[x] += line[x]
-                saturated += full[x]
-                equal += level[x] if 0 < x < width - 1 else 0
-            line[:], full[:], level[:] = 0, 0, 0
+    rows[:] = 0
+    for left in range(0, width, _STRIP):
+        size = min(_STRIP, width - left)
+        edges = left == 0, left + size == width
+        columns[left : left + size], steps[:] = 0, 0
+        for first in range(0, height, _ROWS):
+            lines[:], full[:], level[:] = 0, 0, 0
+            for top in range(first, min(first + _ROWS, height), 4):
+                at, inner = begin + top * stride + left, min(4, height - 2 - top)
+                band = at, stride, min(4, height - top)
+                _count_saturated(flat, band, size, full)
+                for x in range(0, size, _SUMMED):
+                    _add_rows(flat, band, limits, (x, min(x + _SUMMED, size)), lines, rows[top : top + 4])
+                if inner > 0 and width > 2:
+                    _fill_steps(flat, (at + stride, stride, inner), size, steps, level)
+                    squares += _sum_squares(steps, (inner, size), edges, lanes[2])
+            for x in range(size):
+                total += np.int64(lines[x])
+                columns[left + x] += lines[_STRIP + x]
+                saturated += np.int64(full[x])
+            for x in range(edges[0], size - edges[1]):
+                equal += np.int64(level[x])
     return total, saturated, equal, squares
 
 
 @kernel
-def _bring_in(flat: Voxels, at: int, limits: tuple[Any, Any], near: Voxels) -> bool:
-    """Bring the voxels of a line within limits; return whether there are saturated ones."""
-    begin, (low, high) = np.uint64(at), limits
-    least, most = flat.dtype.type(~flat.dtype.type(0)), flat.dtype.type(0)
-    for x in range(np.uint64(near.size)):
-        voxel = flat[begin + x]
-        near[x] = min(max(voxel, low), high)
-        least, most = min(least, voxel), max(most, voxel)
-    return bool(least == 0 or most == 256**flat.itemsize - 1)
+def _places(band: _Band) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Where six rows begin: the one above a band, its four, and the one below; none is beyond that one."""
+    at, stride, there = band
+    second, third, fourth = at + min(1, there) * stride, at + min(2, there) * stride, at + min(3, there) * stride
+    above, below = np.uint64(at - stride), np.uint64(at + there * stride)
+    return above, np.uint64(at), np.uint64(second), np.uint64(third), np.uint64(fourth), below
 
 
 @kernel
-def _count_saturated(flat: Voxels, at: int, full: NDArray[np.uint8]) -> None:
-    """Count, in each column, the voxels that are saturated."""
-    begin = np.uint64(at)
-    lowest, highest = flat.dtype.type(0), flat.dtype.type(~flat.dtype.type(0))
-    for x in range(np.uint64(full.size)):
-        voxel = flat[begin + x]
-        full[x] = np.uint8(full[x] + ((voxel == lowest) | (voxel == highest)))
+def _count_saturated(flat: Voxels, band: _Band, size: int, full: NDArray[np.uint8]) -> None:
+    """Count, in each column, the voxels of a band that are saturated."""
+    there, grey = band[2], flat.dtype.type
+    _, p, q, r, s, _ = _places((band[0], band[1], there - 1))
+    keep_b, keep_c, keep_d = np.uint8(there > 1), np.uint8(there > 2), np.uint8(there > 3)
+    one = grey(1)
+    for x in range(np.uint64(size)):  # one more than the highest level is the lowest
+        a, b = grey(flat[p + x] + one) <= one, (grey(flat[q + x] + one) <= one) & keep_b
+        c, d = (grey(flat[r + x] + one) <= one) & keep_c, (grey(flat[s + x] + one) <= one) & keep_d
+        full[x] = np.uint8(full[x] + np.uint8(np.uint8(a + b) + np.uint8(c + d)))
 
 
 @kernel
-def _sum_segment(flat: Voxels, at: int, length: int, line: Voxels) -> Any:
-    """Sum of a part of a line, of the dtype of ``line``."""
-    begin, wide = np.uint64(at), line.dtype.type
-    total = wide(0)
-    for x in range(np.uint64(length)):
-        total = wide(total + flat[begin + x])
-    return total
+def _add_rows(
+    flat: Voxels, band: _Band, limits: tuple[Any, Any], part: tuple[int, int], lines: Voxels, rows: Counts
+) -> None:
+    """Add a part of a band to the sums of columns; and as it is within limits, to those of columns and rows."""
+    there, (low, high), wide = band[2], limits, lines.dtype.type
+    _, p, q, r, s, _ = _places((band[0], band[1], there - 1))
+    keep_b, keep_c, keep_d = wide(there > 1), wide(there > 2), wide(there > 3)
+    sum_a = sum_b = sum_c = sum_d = wide(0)
+    near = np.uint64(_STRIP)
+    for x in range(np.uint64(part[0]), np.uint64(part[1])):
+        a, b, c, d = wide(flat[p + x]), wide(flat[q + x]), wide(flat[r + x]), wide(flat[s + x])
+        some, more = wide(a + wide(b * keep_b)), wide(wide(c * keep_c) + wide(d * keep_d))
+        lines[x] = wide(lines[x] + wide(some + more))
+        a, b, c, d = min(max(a, low), high), min(max(b, low), high), min(max(c, low), high), min(max(d, low), high)
+        some, more = wide(a + wide(b * keep_b)), wide(wide(c * keep_c) + wide(d * keep_d))
+        lines[near + x] = wide(lines[near + x] + wide(some + more))
+        sum_a, sum_b, sum_c, sum_d = wide(sum_a + a), wide(sum_b + b), wide(sum_c + c), wide(sum_d + d)
+    rows[0] += sum_a
+    rows[1] += sum_b
+    rows[2] += sum_c
+    rows[3] += sum_d
 
 
 @kernel
-def _add_segment(near: Voxels, first: int, length: int, line: Voxels) -> Any:
-    """Sum of a part of a line, which is added to the sums of columns."""
-    begin, wide = np.uint64(first), line.dtype.type
-    total = wide(0)
-    for x in range(np.uint64(length)):
-        voxel = near[begin + x]
-        line[begin + x] = wide(line[begin + x] + voxel)
-        total = wide(total + voxel)
-    return total
+def _fill_steps(flat: Voxels, band: _Band, size: int, steps: Voxels, level: NDArray[np.uint8]) -> None:
+    """Write the Laplacian of a band, and count, in each column, the voxels that equal their four neighbours."""
+    there, one = band[2], np.uint64(1)
+    p, q, r, s, t, u = _places(band)
+    keep_c, keep_d, keep_e = np.uint8(there > 1), np.uint8(there > 2), np.uint8(there > 3)
+    to_c, to_d, to_e = np.uint64(_STRIP), np.uint64(2 * _STRIP), np.uint64(3 * _STRIP)
+    for x in range(np.uint64(size)):
+        a, b, c, d, e, f = flat[p + x], flat[q + x], flat[r + x], flat[s + x], flat[t + x], flat[u + x]
+        b_left, b_right, c_left, c_right = flat[q - one + x], flat[q + one + x], flat[r - one + x], flat[r + one + x]
+        d_left, d_right, e_left, e_right = flat[s - one + x], flat[s + one + x], flat[t - one + x], flat[t + one + x]
+        some = np.uint8(_is_level(b, a, c, b_left, b_right) + (_is_level(c, b, d, c_left, c_right) & keep_c))
+        more = np.uint8((_is_level(d, c, e, d_left, d_right) & keep_d) + (_is_level(e, d, f, e_left, e_right) & keep_e))
+        level[x] = np.uint8(level[x] + np.uint8(some + more))
+        steps[x] = _laplacian(steps, b, a, c, b_left, b_right)
+        steps[to_c + x] = _laplacian(steps, c, b, d, c_left, c_right)
+        steps[to_d + x] = _laplacian(steps, d, c, e, d_left, d_right)
+        steps[to_e + x] = _laplacian(steps, e, d, f, e_left, e_right)
 
 
 @kernel
-def _fill_steps(flat: Voxels, at: int, stride: int, steps: Voxels, level: NDArray[np.uint8]) -> None:
-    """Write the Laplacian of a line, and count, in each column, the voxels that equal their four neighbours."""
-    here, above, below = np.uint64(at), np.uint64(at - stride), np.uint64(at + stride)
-    before, after, step = np.uint64(at - 1), np.uint64(at + 1), steps.dtype.type
-    for x in range(np.uint64(steps.size)):
-        voxel, a, b, c, d = flat[here + x], flat[above + x], flat[below + x], flat[before + x], flat[after + x]
-        level[x] = np.uint8(level[x] + ((a == voxel) & (b == voxel) & (c == voxel) & (d == voxel)))
-        steps[x] = step(step(a) + step(b) + step(c) + step(d) - 4 * step(voxel))
+def _is_level(voxel: Any, above: Any, below: Any, left: Any, right: Any) -> Any:
+    return np.uint8((above == voxel) & (below == voxel) & (left == voxel) & (right == voxel))
 
 
 @kernel
-def _sum_squares(steps: Voxels, first: int, length: int, square: Voxels) -> Any:
-    """Sum of the squares of a part of a line, of the dtype of ``square``."""
-    begin, wide = np.uint64(first), square.dtype.type
-    total = wide(0)
-    for x in range(np.uint64(length)):
-        step = wide(steps[begin + x])
+def _laplacian(steps: Voxels, voxel: Any, above: Any, below: Any, left: Any, right: Any) -> Any:
+    """Of the dtype of ``steps``, at every step of it: else all of it is done in 64 bits."""
+    step = steps.dtype.type
+    around = step(step(step(above) + step(below)) + step(step(left) + step(right)))
+    return step(around - step(step(4) * step(voxel)))
+
+
+@kernel
+def _sum_squares(steps: Voxels, shape: tuple[int, int], edges: tuple[bool, bool], square: Voxels) -> Any:
+    """Sum of the squares of a band, but for the columns at the edges of its tile, of the dtype of ``square``."""
+    there, size = shape
+    for row in range(0, there * _STRIP, _STRIP):
+        if edges[0]:
+            steps[row] = 0
+        if edges[1]:
+            steps[row + size - 1] = 0
+    wide, total = square.dtype.type, square.dtype.type(0)
+    for x in range(np.uint64(there * _STRIP)):
+        step = wide(steps[x])
         total = wide(total + step * step)
     return total
 
@@ -290,7 +309,7 @@ def _sum_laplacian(flat: Voxels, tile: _Place) -> int:
 
 
 @kernel
-def _limits(flat: Voxels, tile: _Place) -> tuple[Any, Any]:
+def _limits(flat: Voxels, tile: _Place, wide: Any) -> tuple[Any, Any]:
     """Levels an interquartile range below and above the quartiles of a grid of voxels."""
     begin, stride, height, width = tile
     down, right = max(1, height // _SAMPLES), max(1, width // _SAMPLES)
@@ -303,7 +322,7 @@ def _limits(flat: Voxels, tile: _Place) -> tuple[Any, Any]:
     lower, upper = _ranked(sample, count // 4), _ranked(sample, count - 1 - count // 4)
     highest = 256**flat.itemsize - 1
     low, high = max(0, 2 * lower - upper), min(highest, 2 * upper - lower)
-    return flat.dtype.type(low), flat.dtype.type(high)
+    return wide(low), wide(high)
 
 
 @kernel
@@ -312,33 +331,14 @@ def _ranked(sample: Voxels, rank: int) -> int:
     low, high = 0, 256**sample.itemsize - 1
     while low < high:
         middle = (low + high) // 2
-        level, count = sample.dtype.type(middle), np.int32(0)
+        level, count = sample.dtype.type(middle), np.uint16(0)
         for index in range(sample.size):
-            count = np.int32(count + (sample[index] <= level))
+            count = np.uint16(count + (sample[index] <= level))
         if count > rank:
             high = middle
         else:
             low = middle + 1
     return low
-
-
-@kernel
-def _fill_profile(sums: Counts, across: int, profile: Floats) -> None:
-    """Write the means of rows (or columns), less their mean, windowed, so that a transform gives amplitudes."""
-    length = sums.size
-    mean, weight = 0.0, 0.0
-    for at in range(length):
-        mean += sums[at] / (across * length)
-        weight += _weight(at, length)
-    for at in range(length):
-        profile[at] = (sums[at] / across - mean) * _weight(at, length) * (2.0 / weight)
-
-
-@kernel
-def _weight(at: int, length: int) -> float:
-    """Weight of one value of a profile."""
-    place = (2 * at + 1 - length) / length
-    return (1.0 - place * place) ** 2
 
 
 @kernel
@@ -399,34 +399,13 @@ def _measure_profiles(spectra: NDArray[np.complex128], cut: _Cut, measures: Floa
     for index in range(measures.shape[0]):
         top, bottom, left, right = tile_bounds(index, shape, side)
         lengths = bottom - top, right - left
-        if min(lengths) < CHATTER_SIDE:
+        if min(lengths) < chatter.SIDE:
             continue
         line = 0.0
         for axis in range(2):
             for at in range(power.size):
                 value = spectra[index, axis, at]
                 power[at] = value.real * value.real + value.imag * value.imag
-            line = max(line, _strongest_line(power, 2 * (power.size - 1) / lengths[axis]))
+            line = max(line, strongest_line(power, 2 * (power.size - 1) / lengths[axis]))
         mean = measures[index, Measure.MEAN]
         measures[index, Measure.CHATTER] = np.sqrt(line) / mean if mean else 0.0
-
-
-@kernel
-def _strongest_line(power: Floats, spread: float) -> float:
-    """Power of the strongest line of a spectrum beyond what is around it, for so many bins to a repeat in the tile."""
-    near, far, last = int(np.ceil(_NEAR * spread)), int(_FAR * spread), power.size - 1
-    strongest = 0.0
-    for at in range(int(np.ceil(_REPEATS * spread)), int(2 * _HIGHEST * last) + 1):
-        if power[at] > strongest:
-            left = _mean(power, max(1, at - far), at - near)
-            right = _mean(power, at + near, min(last, at + far))
-            strongest = max(strongest, power[at] - _EXCESS * np.sqrt(left * right))
-    return strongest
-
-
-@kernel
-def _mean(values: Floats, first: int, last: int) -> float:
-    total = 0.0
-    for at in range(first, last + 1):
-        total += values[at]
-    return total / (last + 1 - first)

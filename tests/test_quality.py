@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from pipeline import chatter as bands
 from pipeline import quality
 from pipeline.errors import ShapeMismatchError
 from pipeline.histogram import count_tiles, joint_histograms
@@ -307,57 +308,71 @@ def test_parts_of_the_kernels_as_plain_python():
     plane = rng.integers(0, 256, (300, 35), np.uint8)
     flat, stride = plane.reshape(-1), plane.shape[1]
     tile, lanes = (0, stride, *plane.shape), quality._LANES[1]
-    sums = np.empty((2, 2, 300), np.int64)
+    sums = np.empty((2, 2, 304), np.int64)
     got = [
-        function(flat, tile, lanes, rows, columns[:35])
+        function(flat, tile, lanes, rows, columns)
         for function, (rows, columns) in zip((quality._sum_tile, quality._sum_tile.py_func), sums, strict=True)
     ]
     assert got[0] == got[1]
-    np.testing.assert_array_equal(sums[0, 0], sums[1, 0])
+    np.testing.assert_array_equal(sums[0, 0, :300], sums[1, 0, :300])
     np.testing.assert_array_equal(sums[0, 1, :35], sums[1, 1, :35])
+    steps = np.arange(-2048, 2048, 2, np.int16)
     for function, arguments in (
-        (quality._limits, (flat, tile)),
+        (quality._limits, (flat, tile, np.uint16)),
         (quality._sum_laplacian, (flat, tile)),
-        (quality._sum_segment, (flat, 70, 9, np.empty(0, np.uint16))),
-        (quality._sum_squares, (np.arange(-9, 9, dtype=np.int16), 2, 11, lanes[2])),
+        (quality._sum_squares, (steps, (3, 400), (True, False), lanes[2])),
+        (quality._places, ((70, stride, 2),)),
         (quality._ranked, (plane[0], 7)),
         (quality._contrast, (np.bincount(plane.reshape(-1)),)),
         (quality._separability, (np.bincount(plane.reshape(-1)),)),
         (quality._separability, (np.array([5]),)),
-        (quality._weight, (3, 9)),
-        (quality._mean, (np.arange(9.0), 3, 5)),
-        (quality._strongest_line, (rng.random(65) ** 9, 1.5)),
+        (bands._weight, (3, 9)),
+        (bands._mean, (np.arange(9.0), 3, 5)),
+        (bands.strongest_line, (rng.random(65) ** 9, 1.5)),
     ):
         assert function(*arguments) == function.py_func(*arguments), function.__name__
-    limits, spreads = (np.uint8(50), np.uint8(200)), []
-    for plain in (False, True):
-        bring, saturate, add, fill, profile = (
-            each.py_func if plain else each
-            for each in (
-                quality._bring_in, quality._count_saturated, quality._add_segment, quality._fill_steps,
-                quality._fill_profile,
-            )
-        )  # fmt: skip
-        near, full, columns = np.empty(35, np.uint8), np.zeros(35, np.uint8), np.full(35, 7, np.uint16)
-        for extreme in (128, 255, 0):
-            plane[1] = plane[1].clip(1, 254)
-            plane[1, 9] = extreme
-            assert bring(flat, stride, limits, near) == (extreme != 128)
-        assert near.tolist() == plane[1].clip(50, 200).tolist()
-        saturate(flat, stride, full)
-        assert full.tolist() == [at == 9 for at in range(35)]
-        assert add(near, 5, 30, columns) == near[5:].sum()
-        assert columns.tolist() == [7] * 5 + (7 + near[5:].astype(int)).tolist()
-        level, steps, spread = np.zeros(35, np.uint8), np.empty(35, np.int16), np.zeros(64)
-        fill(np.full(150, 3, np.uint8), 50, 50, steps, level)
-        assert level.tolist() == [1] * 35
-        fill(flat, stride, stride, steps, level)
-        line = plane[1].astype(int)
-        around = plane[0].astype(int) + plane[2] + np.roll(line, 1) + np.roll(line, -1) - 4 * line
-        assert steps[1:-1].tolist() == around[1:-1].tolist()
-        profile(sums[0, 0, :64], 35, spread)
-        spreads.append(spread)
+    spreads = np.zeros((2, 64))
+    bands.fill_profile(sums[0, 0, :64], 35, spreads[0])
+    bands.fill_profile.py_func(sums[0, 0, :64], 35, spreads[1])
     np.testing.assert_array_equal(*spreads)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in scalar")  # which is what they are made for
+@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "plain"])
+@pytest.mark.parametrize("there", [1, 2, 3, 4])
+def test_a_band_of_rows(there, plain):
+    saturate, add, fill = (
+        kernel.py_func if plain else kernel
+        for kernel in (quality._count_saturated, quality._add_rows, quality._fill_steps)
+    )
+    plane = np.random.default_rng(there).integers(1, 255, (6, 40), np.uint8)
+    plane[1, 5], plane[2, 5], plane[4, 6], plane[:, 20:30] = 255, 0, 0, 90
+    flat, rows, near = plane.reshape(-1), plane[1 : 1 + there].astype(int), plane[1 : 1 + there].clip(50, 200)
+    band = 40, 40, there  # row 0 is above it
+
+    full = np.zeros(40, np.uint8)
+    saturate(flat, band, 40, full)
+    assert full.tolist() == ((rows == 0) | (rows == 255)).sum(0).tolist()
+
+    lines, sums = np.zeros(1024, np.uint16), np.zeros(4, np.int64)
+    add(flat, band, (np.uint16(50), np.uint16(200)), (3, 40), lines, sums)
+    assert lines[3:40].tolist() == rows[:, 3:].sum(0).tolist()
+    assert lines[515:552].tolist() == near[:, 3:].sum(0).tolist()
+    assert sums[:there].tolist() == near[:, 3:].sum(1).tolist()
+    assert not lines[:3].any()
+    assert not lines[40:515].any()
+    assert not lines[552:].any()
+
+    level, steps = np.zeros(40, np.uint8), np.zeros(2048, np.int16)
+    fill(flat, (40, 40, min(there, 4)), 40, steps, level)
+    around = [
+        np.roll(plane.astype(int), shift, axis)[1 : 1 + there] for shift, axis in ((1, 0), (-1, 0), (1, 1), (-1, 1))
+    ]
+    inner = slice(1, 39)
+    assert steps.reshape(4, 512)[:there, inner].tolist() == (sum(around) - 4 * rows)[:, inner].tolist()
+    equal = np.logical_and.reduce([each == rows for each in around])
+    assert level[inner].tolist() == equal.sum(0)[inner].tolist()
+    assert equal.any()
 
 
 def test_ranked_is_sorting():
