@@ -17,7 +17,8 @@ import numpy as np
 
 import pipeline.plan
 import pipeline.runs
-import pipeline.terminal  # noqa: F401
+import pipeline.terminal.meter
+import pipeline.terminal.results  # noqa: F401
 from pipeline.denoise import denoiser
 from pipeline.pyramid import reduce_label, reduced_levels
 from pipeline.recipe import HistogramThreshold, Recipe

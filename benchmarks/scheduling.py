@@ -26,11 +26,13 @@ from texture import KESM_SLICE
 
 import pipeline.execute
 from pipeline.config import Cluster, LocalCluster, RunConfig, ThreadsCluster
-from pipeline.execute import Engine, build_graph, ignore, start_engine
+from pipeline.engine import Engine, start_engine
+from pipeline.events import ignore
+from pipeline.execute import build_graph
 from pipeline.geometry import Box, Triple
+from pipeline.job import Job
 from pipeline.plan import Plan, make_plan
 from pipeline.record import Column
-from pipeline.segment import Job
 from pipeline.tables import Grids
 
 REPEATED_BLOCKS = 1_000  # more take a minute, and differ little

@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 from specimen import TRUTH
 
+import pipeline.bookkeeping
 import pipeline.execute
 import pipeline.scene
 import pipeline.segment
@@ -55,7 +56,8 @@ FUNCTIONS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("write", ShardEncoder, ("add", "finish")),
     ("write", ShardedArray, ("publish",)),
     ("keys and tables", pipeline.segment, ("mask_keys", "counts_keys", "covered_planes", "other_inputs")),
-    ("keys and tables", pipeline.segment, ("has_shards", "pyramid_key", "done_record")),
+    ("keys and tables", pipeline.segment, ("pyramid_key", "open_job")),
+    ("keys and tables", pipeline.bookkeeping, ("has_shards", "done_record", "open_job")),
     ("keys and tables", Table, ("read", "stored", "survey", "write")),
     ("tiles, the rest", pipeline.segment, ("segment_tiles",)),
     ("blocks, the rest", pipeline.execute, ("run_block",)),
@@ -118,7 +120,7 @@ class Clock:
 
 def unnamed_functions() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     """What the work on tiles calls of other modules of the package, and no stage has: module, name, function."""
-    for module in pipeline.tile, pipeline.segment:
+    for module in pipeline.tile, pipeline.segment, pipeline.bookkeeping:
         named = [name for _, owner, names in FUNCTIONS if owner is module for name in names]
         for name, value in list(vars(module).items()):
             origin = getattr(value, "__module__", None) or ""

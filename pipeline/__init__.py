@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pipeline.phantom import Phantom
     from pipeline.plan import make_plan
     from pipeline.recipe import Recipe
-    from pipeline.report import Summary, summarise
     from pipeline.runs import run
+    from pipeline.summary import Summary, summarise
     from pipeline.volume import Volume
 
 __all__ = [
@@ -44,13 +44,13 @@ _OWNERS = {
     "Recipe": "recipe",
     "RunConfig": "config",
     "Scores": "confusion",
-    "Summary": "report",
+    "Summary": "summary",
     "Volume": "volume",
     "lazy_array": "execute",
     "load_config": "configfile",
     "make_plan": "plan",
     "run": "runs",
-    "summarise": "report",
+    "summarise": "summary",
 }
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.config import RunConfig, SyncOptions, ThreadsCluster
+from pipeline.engine import ThreadRunner
 from pipeline.errors import (
     ImageFileError,
     LabelValueError,
@@ -22,12 +23,12 @@ from pipeline.errors import (
     ShapeMismatchError,
     UnsupportedImageError,
 )
-from pipeline.execute import Observer, ThreadRunner
+from pipeline.events import Observer
 from pipeline.ingest import check_image, check_shape, ingest_threads, page_values, stored_mapping
 from pipeline.ledger import Ledger
+from pipeline.machine import available_cpus
 from pipeline.mapping import LabelOptions, Wording, decide_mapping
 from pipeline.mapping import Mapping as LabelMapping
-from pipeline.plan import available_cpus
 from pipeline.sources import (
     Changes,
     Note,

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.execute import BlockDone, BlocksSettled, Event, JobsStarted, Observer
+from pipeline.events import BlockDone, BlocksSettled, Event, JobsStarted, Observer
 from pipeline.lock import now, whoami
 from pipeline.plan import Plan
-from pipeline.report import Summary
+from pipeline.summary import Summary
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 

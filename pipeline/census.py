@@ -59,6 +59,10 @@ class Census:
         int64: voxels that have a truth.
     quality : ndarray or None
         float32 (z, y, x, 7), `pipeline.quality.Measure`; NaN where a tile is too small for it; None of none.
+    seam : ndarray
+        int64 (z, y, x, 4), as `pipeline.summary.Seam` has its numbers.
+    failures : tuple of (Box, str)
+        Voxels and reason of each failure that is recorded of these tiles.
     damage : tuple of (Box, str)
         Voxels and reason of each part of the tables that cannot be read.
     """
@@ -77,6 +81,8 @@ class Census:
     counts: NDArray[np.int64] | None
     annotated: NDArray[np.int64]
     quality: NDArray[np.float32] | None
+    seam: NDArray[np.int64]
+    failures: tuple[tuple[Box, str], ...] = ()
     damage: tuple[tuple[Box, str], ...] = ()
 
     def scores(self, undefined: Undefined = "article") -> NDArray[np.float64]:
@@ -232,40 +238,53 @@ def census(volume: Volume, name: str, truth: str | None = None, region: Box | No
     ConfigError
         If it was compared with several, and none is named.
     """
-    tables = RunTables(volume, name)
-    truth = _choose_truth(volume, tables, truth)
+    return take_census(volume, RunTables(volume, name), choose_truth(volume, name, truth), region)
+
+
+def take_census(volume: Volume, tables: RunTables, truth: str | None, region: Box | None = None) -> Census:
+    """As `census`, of tables that are open, and against this truth or none.
+
+    Raises
+    ------
+    MissingInputError
+        If the run was not compared with this truth.
+    """
+    if truth is not None:
+        _require_compared(volume, tables, truth)
     grid = tables.grids.tiles
     tiles = grid.cover(region or Box.whole(volume.shape))
     salvage = Salvage(tables, tiles)
     status, level, signal = (salvage.read(table) for table in (tables.status, tables.threshold, tables.signal))
+    vessel, quality, seam = (salvage.read(table) for table in (tables.vessel, tables.quality, tables.seam))
     counts = None if truth is None else salvage.read(tables.truth(truth).counts)
-    vessel, quality = salvage.read(tables.vessel), salvage.read(tables.quality)
     done = valid_tiles(volume, tables, truth, tiles)
     if (~done & (status == Status.DONE)).any():  # what says so may be damaged itself
         salvage.look_for_reasons(volume, truth)
     done &= salvage.readable
     level[~done], signal[~done], vessel[~done], quality[~done] = np.nan, Signal.NOT_ASKED, NOT_COUNTED, np.nan
+    seam[~done] = 0
     if counts is not None:
         counts[~done] = 0
-    voxels = grid.sizes(tiles)
-    failed = failed_tiles(tables, tiles, status, list(tables.failures(truth)))
+    window = grid.voxels(tiles)
+    failures = tuple((box, reason) for box, reason in tables.failures(truth) if (box & window).size)
     present = volume.slices.present()[tiles.start[0] : tiles.stop[0], None, None]
+    failed = _failed(grid, tiles, status, failures)
     now = np.select([done, ~present, failed], [Status.DONE, Status.ABSENT, Status.FAILED], Status.PENDING)
     return Census(
-        volume=volume.path, name=name, truth=truth, grid=grid, tiles=tiles, status=now.astype(np.uint8), done=done,
-        voxels=voxels, level=level, signal=signal, vessel=vessel, counts=counts,
+        volume=volume.path, name=tables.name, truth=truth, grid=grid, tiles=tiles, status=now.astype(np.uint8),
+        done=done, voxels=grid.sizes(tiles), level=level, signal=signal, vessel=vessel, counts=counts,
         annotated=np.zeros(tiles.shape, np.int64) if counts is None else counts.sum(axis=-1), quality=quality,
-        damage=tuple(salvage.damage),
+        seam=seam, failures=failures, damage=tuple(salvage.damage),
     )  # fmt: skip
 
 
-def failed_tiles(
-    tables: RunTables, tiles: Box, status: NDArray[Any], failures: Sequence[tuple[Box, str]]
+def _failed(
+    grid: Grid, tiles: Box, status: NDArray[np.uint8], failures: Sequence[tuple[Box, str]]
 ) -> NDArray[np.bool_]:
     """Tiles that have failed, unless they are done: without a mask, or with one that could not be compared."""
     failed: NDArray[np.bool_] = status == Status.FAILED
     for box, _ in failures:
-        cells = (tables.grids.tiles.cover(box) & tiles).relative_to(tiles.start).slices
+        cells = (grid.cover(box) & tiles).relative_to(tiles.start).slices
         failed[cells] |= status[cells] == Status.DONE
     return failed
 
@@ -293,23 +312,39 @@ def latest_run(volume: Volume, names: Sequence[str]) -> str | None:
     return max(names, key=started, default=None)
 
 
-def _choose_truth(volume: Volume, tables: RunTables, truth: str | None) -> str | None:
-    """The truth that is named, or the only one."""
-    if truth is None:
-        labels = volume.labels()
-        known = [name for name in tables.truths() if name in labels]
-        if len(known) > 1:
-            raise ConfigError(
-                f"{volume.path}: run {tables.name!r} was compared with {', '.join(known)}; choose one with --truth"
-            )
-        return known[0] if known else None
+def compared_truths(volume: Volume, tables: RunTables) -> list[str]:
+    """Truths that a run was compared with, and that the volume still has."""
+    labels = volume.labels()
+    return [truth for truth in tables.truths() if truth in labels]
+
+
+def choose_truth(volume: Volume, run: str, named: str | None) -> str | None:
+    """The truth that is named, or the only one that a run was compared with; None without any.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such run, or it was not compared with the truth that is named.
+    ConfigError
+        If it was compared with several, and none is named.
+    """
+    tables = RunTables(volume, run)
+    if named is not None:
+        _require_compared(volume, tables, named)
+        return named
+    known = compared_truths(volume, tables)
+    if len(known) > 1:
+        raise ConfigError(f"{volume.path}: run {run!r} was compared with {', '.join(known)}; choose one with --truth")
+    return known[0] if known else None
+
+
+def _require_compared(volume: Volume, tables: RunTables, truth: str) -> None:
     if truth not in tables.truths():
-        names = ", ".join(tables.truths()) or "none yet"
+        known = ", ".join(tables.truths()) or "none yet"
         raise MissingInputError(
-            f"{volume.path}: run {tables.name!r} was not compared with {truth!r}, but with: {names}; "
+            f"{volume.path}: run {tables.name!r} was not compared with {truth!r}, but with: {known}; "
             f"compare it: {way_on(volume.path, tables.name)}, with --truth {truth}"
         )
-    return truth
 
 
 MEASURES = tuple(measure.name.lower() for measure in Measure)

@@ -19,6 +19,8 @@ from pipeline.comparison import LEAST_SLICES, METRICS, HeldOut, Place, Ranking, 
 from pipeline.config import RunConfig
 from pipeline.confusion import Counts, Scores, scores
 from pipeline.contest import SUFFIXES, Contest, configured
+from pipeline.disk import disk_errors
+from pipeline.draft import check_place, draft_file
 from pipeline.errors import ConfigError, ExistsError, PipelineError
 from pipeline.hearing import Hearing, Judged, Watch, annotated_slices, hear, named
 from pipeline.runs import run
@@ -270,14 +272,18 @@ def _rerun(best: RunConfig, first: Place, hearing: Hearing, binned: bool, watch:
     return Rerun(counts, scores(counts), ran=True)
 
 
-def check_place(path: Path, inputs: Sequence[Path]) -> None:
+def check_write(path: Path, inputs: Sequence[Path]) -> None:
     """Refuse a file that cannot be written, or is one of those that are read, before anything has cost time."""
-    if path.suffix not in SUFFIXES or path.is_dir() or not path.resolve().parent.is_dir():
-        raise ConfigError(f"--write: got {path}, expected a file in a folder that is there, such as best.yaml")
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--write: got {path}, expected a file that ends in {' or '.join(SUFFIXES)}")
+    check_place(path, replace=True, option="--write")
     if path.resolve() in {source.resolve() for source in inputs}:
         raise ConfigError(f"--write: got {path}, which is compared; write the best to another file")
-    if path.exists() and not path.read_bytes().startswith(HEADING.encode()):
-        raise ExistsError(f"--write: {path} is there, and not from `kesm compare`; choose another name, or remove it")
+    with disk_errors(path):
+        if path.exists() and not path.read_bytes().startswith(HEADING.encode()):
+            raise ExistsError(
+                f"--write: {path} is there, and not from `kesm compare`; choose another name, or remove it"
+            )
 
 
 def write_recipe(choice: Choice, path: Path) -> None:
@@ -292,12 +298,12 @@ def write_recipe(choice: Choice, path: Path) -> None:
         values["exclude_flagged"] = list(best.exclude_flagged)
     found = choice.rerun.scores or choice.ranking.places[0].scores
     where = "" if best.region is None else f" of {best.region.box(Volume(best.volume).shape)}"
-    path.write_text(
+    text = (
         f"{HEADING} on {choice.ranking.slices} annotated slices{where}: "
-        f"{metric.upper()} {getattr(found, metric):.6f}\n"
-        + yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
-        encoding="utf-8",
+        f"{metric.upper()} {getattr(found, metric):.6f}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     )
+    with draft_file(path, replace=True) as draft:  # half of it may be another recipe
+        draft.write_text(text, encoding="utf-8")
 
 
 def _from(folder: Path, path: Path) -> str:

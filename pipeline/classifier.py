@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-import uuid
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.disk import disk_errors, raise_refusal, retried, write_file
-from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
+from pipeline.disk import raise_refusal, retried
+from pipeline.draft import check_place, draft_file
+from pipeline.errors import ConfigError, MissingInputError, ShapeMismatchError
 from pipeline.features import SCALES, Floats, Plane, count_features, features_halo, write_features
 from pipeline.scratch import scratch
 from pipeline.trees import Trees
@@ -205,14 +205,11 @@ class Classifier:
 
         Raises
         ------
-        ExistsError
-            If there is a file, which is not to be replaced.
-        StorageError
-            If it cannot be written.
+        ExistsError, MissingInputError, StorageError
+            As `draft_file`.
         """
         skops = _libraries().skops
-        if path.exists() and not replace:
-            raise ExistsError(f"{path}: exists already; replace it with --force, or choose another --out")
+        check_place(path, replace)
         probes = np.random.default_rng(0).normal(128, 128, (_PROBES, count_features(self.scales)))
         content = {
             "format": _FORMAT, "version": _VERSION, "model": self.model, "scales": list(self.scales),
@@ -221,8 +218,8 @@ class Classifier:
             "probes": probes.astype(np.float32), "scores": self.trees.scores(probes.astype(np.float32)),
         }  # fmt: skip
         data = skops.dumps(content, compression=zipfile.ZIP_DEFLATED)
-        with disk_errors(path):
-            write_file(path, [data], path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial"))
+        with draft_file(path, replace) as draft:
+            draft.write_bytes(data)
         return hashlib.sha256(data).hexdigest()
 
 

@@ -11,19 +11,20 @@ import numpy as np
 
 from pipeline.config import RunConfig
 from pipeline.disk import disk_errors
+from pipeline.engine import ThreadRunner
 from pipeline.errors import ExistsError
-from pipeline.execute import Observer, ThreadRunner
+from pipeline.events import Observer
 from pipeline.geometry import Box
 from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.ingest import ingest_image, ingest_label
+from pipeline.machine import available_cpus
 from pipeline.mapping import LabelOptions
 from pipeline.overlay import overlay
 from pipeline.phantom import Phantom
 from pipeline.pixels import write_png
-from pipeline.plan import available_cpus
-from pipeline.report import Summary
 from pipeline.runs import run
 from pipeline.stack import find_pages
+from pipeline.summary import Summary
 from pipeline.volume import Volume
 
 TRUTH = "groundtruth"

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from pipeline.components import CONNECTIVITIES
 from pipeline.errors import ConfigError, DamageError, ExistsError, MemoryLimitError, MissingInputError
 from pipeline.geometry import Box
-from pipeline.ingest import Runner, changing
+from pipeline.ingest import changing
 from pipeline.ledger import Ledger, stretches
 from pipeline.lock import now, whoami
+from pipeline.machine import allowed_bytes, gb
 from pipeline.model import check_name
-from pipeline.plan import CODEC_SHARDS, DEFAULT_SHARE, PROCESS_BYTES
+from pipeline.plan import CODEC_SHARDS, PROCESS_BYTES
 from pipeline.pyramid import Pyramid
+from pipeline.runner import Runner
 from pipeline.sieve import SPAN_BYTES, Sieve, Sifter, Verdict
 from pipeline.store import ABSENT, SHARD, digest_bytes, read_document
 from pipeline.tables import RunTables, Status, has_documents, run_lock, way_on
@@ -165,7 +166,7 @@ def slab_room(volume: Volume, threads: int, memory: int | None = None) -> Room:
     MemoryLimitError
         If the slabs of one slice, as noisy as can be, do not fit.
     """
-    limit = memory or int(psutil.virtual_memory().available * DEFAULT_SHARE)
+    limit = allowed_bytes(memory)
     _, height, width = volume.shape
     rows, row = min(height, SHARD[1]), min(width, SHARD[2])
     most = rows * ((row + 1) // 2)
@@ -174,7 +175,7 @@ def slab_room(volume: Volume, threads: int, memory: int | None = None) -> Room:
     least = PROCESS_BYTES + 2 * threads * (fixed + most * SPAN_BYTES)
     if least > limit:
         raise MemoryLimitError(
-            f"memory: {limit / 1e9:.2f} GB are allowed, {least / 1e9:.2f} GB are needed for {threads} slabs of one "
+            f"memory: {gb(limit)} are allowed, {gb(least)} are needed for {threads} slabs of one "
             "slice of a shard; allow more with --memory, or use fewer --threads"
         )
     spans = min(((limit - PROCESS_BYTES) // 2 // threads - fixed) // SPAN_BYTES, MOST_SPANS, volume.shape[0] * most)

@@ -17,6 +17,7 @@ from pipeline.disk import disk_errors, rename
 from pipeline.errors import ExistsError, MissingInputError
 
 SHOWN = 3  # files that a message names
+_OLD = ".old.partial"  # ends the name of a folder that is being replaced
 
 
 @contextmanager
@@ -41,8 +42,6 @@ def draft_file(path: Path, replace: bool = False) -> Iterator[Path]:
         If the system refuses to write.
     """
     check_place(path, replace)
-    if path.is_dir():
-        raise ExistsError(f"{path}: is a folder; name a file in it")
     with disk_errors(path):
         partial = _sweep(path)
         try:
@@ -75,46 +74,92 @@ def draft_folder(path: Path, owned: Callable[[str], bool], replace: bool = False
     MissingInputError, StorageError
         As `draft_file`.
     """
-    strange = sorted(entry.name for entry in path.iterdir() if not owned(entry.name)) if path.is_dir() else []
-    if strange or (path.exists() and not path.is_dir()):
-        what = f"holds {', '.join(strange[:SHOWN])}" if strange else "is a file"
-        raise ExistsError(f"{path}: {what}, which is not of an export and is not replaced; name another folder")
-    check_place(path, replace or (path.is_dir() and not any(path.iterdir())))
+    _check_folder(path)
     with disk_errors(path):
-        partial = _sweep(path)
+        partial = _sweep(path)  # first: it may put back what is there
+        _check_owned(path, owned, replace)
+        old = partial.with_name(f"{partial.name.removesuffix('.partial')}{_OLD}")
         partial.mkdir()
         try:
             yield partial
-            old = partial.with_name(f"{partial.name.removesuffix('.partial')}.old.partial")
             if path.exists():
                 path.rename(old)
             partial.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
+            if old.exists():
+                old.rename(partial)  # it is not to be put back any more
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):
+                if old.exists() and not path.exists():
+                    old.rename(path)
             raise
+        finally:
+            with suppress(OSError):
+                _remove(partial)
 
 
-def check_place(path: Path, replace: bool) -> None:
-    """Refuse a file or folder that cannot be made, before anything has cost time.
+def check_place(path: Path, replace: bool, option: str = "--out") -> None:
+    """Refuse a file that cannot be made, before anything has cost time.
+
+    Parameters
+    ----------
+    path : Path
+    replace : bool
+        Whether it may be there.
+    option : str
+        That which names it.
 
     Raises
     ------
     ExistsError, MissingInputError
-        If it is there and is not to be replaced, or the folder that it is for is not there.
+        If it is there and is not to be replaced, or is a folder; or the folder that it is for is not there.
+    StorageError
+        If the system refuses to look.
     """
-    folder = path.parent
-    if not folder.is_dir():
-        raise MissingInputError(f"{path}: the folder {folder} does not exist; make it, or name another")
-    if path.exists() and not replace:
+    _check_folder(path)
+    with disk_errors(path):
+        if path.is_dir():
+            raise ExistsError(f"{path}: is a folder; name a file in it with {option}")
+        if path.exists() and not replace:
+            raise ExistsError(f"{path}: exists already; overwrite it with --replace, or choose another {option}")
+
+
+def _check_folder(path: Path) -> None:
+    with disk_errors(path):
+        if not path.parent.is_dir():
+            raise MissingInputError(f"{path}: the folder {path.parent} does not exist; make it, or name another")
+
+
+def _check_owned(path: Path, owned: Callable[[str], bool], replace: bool) -> None:
+    """Refuse a folder that is not to be replaced."""
+    held = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    strange = [name for name in held if not owned(name)]
+    if strange or (path.exists() and not path.is_dir()):
+        what = f"holds {', '.join(strange[:SHOWN])}" if strange else "is a file"
+        raise ExistsError(f"{path}: {what}, which is not of an export and is not replaced; name another folder")
+    if held and not replace:
         raise ExistsError(f"{path}: exists already; overwrite it with --replace, or choose another --out")
 
 
 def _sweep(path: Path) -> Path:
-    """Remove what dead processes of this machine have left of a file, and return a name that no other process uses."""
+    """Remove what dead processes of this machine have left of a file, and return a name that no other process uses.
+
+    What was there before is put back where its process died before there was anything new.
+    """
+    path = path.absolute()  # `.` has no name
     mine = f"{path.name}.{platform.node()}-"
     for left in path.parent.glob(f"{glob.escape(mine)}*.partial"):
         process = left.name.removeprefix(mine).split("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            if left.name.endswith(_OLD) and not path.exists():
+                left.rename(path)
+            else:
+                _remove(left)
     return path.with_name(f"{mine}{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

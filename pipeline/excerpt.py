@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.confusion_label import confusion_name
 from pipeline.errors import ConfigError, DamageError, MissingInputError, RegionError
 from pipeline.geometry import Box, Triple, ceil_div
-from pipeline.histogram import TRUTH_UNLABELLED
-from pipeline.keys import stale_pyramids, valid_tiles
+from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_UNLABELLED
+from pipeline.keys import stale_confusions, stale_pyramids, valid_tiles
 from pipeline.ome import VoxelSize
-from pipeline.pyramid import Pyramid
+from pipeline.overlay import PLAIN, TN, classify
+from pipeline.painting import Painting
+from pipeline.rendition import open_rendition
 from pipeline.tables import RunTables, run_names, way_on
 from pipeline.volume import Volume
 
@@ -43,6 +46,8 @@ class Excerpt:
         (y, x) uint8: 0, 255; alike.
     done : ndarray or None
         (y, x) bool: pixels of tiles whose mask is of what the volume holds now.
+    errors : ndarray or None
+        (y, x) uint8 from level 1 on, where the run keeps a label of its confusion with the truth: what that shows.
     """
 
     box: Box
@@ -52,6 +57,7 @@ class Excerpt:
     truth: Labels | None = None
     mask: Labels | None = None
     done: NDArray[np.bool_] | None = None
+    errors: Labels | None = None
 
     @property
     def step(self) -> int:
@@ -74,6 +80,21 @@ class Excerpt:
         if (known == TRUTH_UNLABELLED).all():
             raise MissingInputError(f"{self.box}: nothing is annotated there; choose another --slice, --region or --at")
         return known
+
+    def kinds(self) -> Labels:
+        """What each pixel is, (y, x) uint8, of `pipeline.overlay`: by the label of the confusion, where there is one.
+
+        Raises
+        ------
+        MissingInputError
+            As `known_truth`.
+        """
+        truth = self.known_truth()
+        if self.errors is None:
+            return classify(truth, np.zeros_like(truth) if self.mask is None else self.mask)
+        # The label is empty in the background, and also where nothing was compared.
+        kinds = np.where((self.errors == 0) & (truth == TRUTH_BACKGROUND), np.uint8(TN), self.errors)
+        return np.where(truth == TRUTH_UNLABELLED, np.uint8(PLAIN), kinds)
 
 
 def choose_level(shape: tuple[int, int], levels: int, pixels: int) -> int:
@@ -108,6 +129,8 @@ def read_excerpt(
         If there is no such level, or too many pixels.
     MissingInputError
         If the slice, the truth of the slice, or the mask of the whole box does not exist.
+    DamageError
+        If a shard is lost, or is not what was recorded; see `Rendition.read`.
     """
     z, levels = box.start[0], len(volume.image.levels)
     if box.shape[0] != 1:
@@ -124,8 +147,9 @@ def read_excerpt(
         )
     truths = None if truth is None else _read_truth(volume, truth, z, level, cells)
     masks, done = (None, None) if mask is None else _read_mask(volume, mask, level, cells)
-    grey = to_grey(volume, volume.image.levels[level].read(cells)[0])
-    return Excerpt(_voxels(cells, level, volume.shape), level, volume.voxel_size_um, grey, truths, masks, done)
+    errors = None if truth is None or mask is None else _read_errors(volume, mask, truth, level, cells)
+    grey = to_grey(volume, open_rendition(volume, None, level).read(cells))
+    return Excerpt(_voxels(cells, level, volume.shape), level, volume.voxel_size_um, grey, truths, masks, done, errors)
 
 
 def require_slice(volume: Volume, z: int) -> None:
@@ -149,14 +173,13 @@ def to_grey(volume: Volume, plane: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _read_truth(volume: Volume, name: str, z: int, level: int, cells: Box) -> Labels:
-    pyramid, ledger = volume.truth(name)
-    annotated = np.flatnonzero(ledger.present()).tolist()
+    annotated = np.flatnonzero(volume.truth(name)[1].present()).tolist()
     if z not in annotated:
         raise MissingInputError(
             f"{volume.path}: truth {name!r} has nothing of slice {z}, but of {spans(annotated)}; choose one of these "
             "with --slice"
         )
-    truth: Labels = pyramid.levels[level].read(cells)[0]
+    truth: Labels = open_rendition(volume, name, level).read(cells)
     return truth
 
 
@@ -169,9 +192,29 @@ def _read_mask(volume: Volume, name: str, level: int, cells: Box) -> tuple[Label
             f"{volume.path}: run {name!r} has not done {box} yet, or not as the volume is now; finish it: "
             f"{way_on(volume.path, name)}"
         )
-    pyramid: Pyramid = volume.label(name)
-    mask: Labels = pyramid.levels[level].read(cells)[0]
+    mask, source = np.zeros(done.shape, np.uint8), open_rendition(volume, name, level)
+    for part in source.array.shards.parts(cells):
+        inside = part.relative_to(cells.start).slices[1:]
+        if done[inside].any():  # what a run has still to make is not there, and not lost
+            mask[inside] = source.read(part)
     return mask, done
+
+
+def _read_errors(volume: Volume, name: str, truth: str, level: int, cells: Box) -> Labels | None:
+    """What the label of a run's confusion shows; None at full size, and where it is not of mask and truth as they are.
+
+    One pixel of it says more than mask and truth do of many voxels.
+    """
+    if not level or name not in run_names(volume):
+        return None
+    z, tables = cells.start[0], RunTables(volume, name)
+    painting, tiles = Painting.of(volume, tables), tables.grids.tiles.cover(_voxels(cells, level, volume.shape))
+    if painting is None or painting.truth != truth or stale_confusions(painting.tables, range(z, z + 1)):
+        return None
+    if (valid_tiles(volume, tables, truth, tiles, confusion=True) != valid_tiles(volume, tables, None, tiles)).any():
+        return None
+    errors: Labels = open_rendition(volume, confusion_name(name), level).read(cells)
+    return errors
 
 
 def _done(volume: Volume, name: str, z: int, box: Box, level: int, cells: Box) -> NDArray[np.bool_]:

@@ -1,8 +1,7 @@
 """Images and labels for other programs: TIFF or PNG slices, or one OME-TIFF.
 
 Voxels are read in bands of ``BAND`` rows over the width of the region, and each thread holds one, so that memory does
-not grow with slices or volume. Whole shards of level 0 are read, which can be checked against what was recorded: a
-shard that was lost is an error and not a black square.
+not grow with slices or volume. A shard that was lost is an error and not a black square.
 """
 
 from __future__ import annotations
@@ -21,23 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.draft import check_place, draft_file, draft_folder
-from pipeline.errors import ConfigError, DamageError, MissingInputError
-from pipeline.execute import JobDone, JobsStarted, Observer, ignore
-from pipeline.geometry import Box, Grid, ceil_div
-from pipeline.keys import stale_confusions, stale_pyramids
-from pipeline.ledger import Ledger, stretches
-from pipeline.painting import Painting
-from pipeline.pyramid import Pyramid
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.events import JobDone, JobsStarted, Observer, ignore
+from pipeline.geometry import Box, Grid, Triple
+from pipeline.ledger import stretches
+from pipeline.rendition import Rendition, open_rendition
 from pipeline.scratch import scratch
 from pipeline.slicefile import Picture, write_png, write_tiff
-from pipeline.store import ABSENT, SHARD, ShardedArray
-from pipeline.tables import RunTables, Status, run_names
+from pipeline.store import SHARD
 from pipeline.volume import Volume
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Form = Literal["tiff-stack", "png", "ome-tiff"]
-Flags = NDArray[np.bool_]
 
 BAND = SHARD[1]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -200,10 +195,10 @@ def export(volume: Volume, wanted: Wanted, target: Target, threads: int = 1, obs
     out = target.out
     if target.is_file:
         check_place(out, target.replace)
-    source = open_source(volume, wanted.label, wanted.level)
+    source = open_rendition(volume, wanted.label, wanted.level)
     box = source.scaled(wanted.region or Box.whole(volume.shape))
     slices, left_out = _choose_slices(volume, source, wanted, box, target.is_file)
-    job = _Job(source, box, source.picture(volume, wanted.name, (len(slices), *box.shape[1:])))
+    job = _Job(source, box, _picture(volume, source, wanted.name, (len(slices), *box.shape[1:])))
     if target.is_file:
         with draft_file(out, target.replace) as partial:
             job.write_file(partial, slices, threads, observer)
@@ -219,146 +214,16 @@ def export(volume: Volume, wanted: Wanted, target: Target, threads: int = 1, obs
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One level of an image or label.
-
-    Attributes
-    ----------
-    array : ShardedArray
-    level : int
-    present : callable
-        Of a box of voxels of level 0: bool (z,), slices that have all of them.
-    digests : callable or None
-        Of a slice: uint64 (y, x) of the shard grid, what was recorded of level 0; None where nothing was.
-    """
-
-    array: ShardedArray
-    level: int
-    is_label: bool
-    present: Callable[[Box], Flags]
-    digests: Callable[[int], NDArray[np.uint64]] | None
-
-    def scaled(self, region: Box) -> Box:
-        """Voxels of this level that a region of level 0 touches."""
-        step = 2**self.level
-        (z0, y0, x0), (z1, y1, x1) = region.start, region.stop
-        return Box((z0, y0 // step, x0 // step), (z1, ceil_div(y1, step), ceil_div(x1, step)))
-
-    def picture(self, volume: Volume, name: str, shape: tuple[int, int, int]) -> Picture:
-        """What files of this level are."""
-        size = volume.voxel_size_um
-        if size is not None:
-            size = (size[0], size[1] * 2**self.level, size[2] * 2**self.level)
-        return Picture(name, shape, self.array.dtype, size, self.is_label)
-
-    def read(self, box: Box) -> NDArray[Any]:
-        """Read a box of one slice, (y, x), into a buffer of this thread that is valid until the next call.
-
-        Raises
-        ------
-        DamageError
-            If a shard cannot be decoded, or is not what was recorded.
-        """
-        band = scratch.array("exported", box.shape, self.array.dtype)
-        if self.digests is None or self.level:
-            return np.asarray(self.array.read(box, band)[0])
-        digests = self.digests(box.start[0])
-        for part in self.array.shards.parts(box):
-            (shard,) = self.array.shards.cover(part)
-            whole = self.array.shards.box(shard)
-            values = self.array.read_checked(whole, digests)
-            band[part.relative_to(box.start).slices] = values[part.relative_to(whole.start).slices]
-        return np.asarray(band[0])
-
-
-def open_source(volume: Volume, label: str | None, level: int = 0) -> Source:
-    """Open a level of the image, or of a label of any kind.
-
-    Raises
-    ------
-    MissingInputError
-        If there is no such label.
-    ConfigError
-        If there is no such level, or the label is stored in a way of its own.
-    """
-    if label is None:
-        return _recorded(volume, volume.image, volume.slices, level, is_label=False)
-    pyramid, kind = volume.label(label), volume.labels()[label].kind
-    if kind in ("truth", "derived"):
-        _, ledger = volume.truth(label) if kind == "truth" else volume.derived(label)
-        return _recorded(volume, pyramid, ledger, level, is_label=True)
-    if kind == "mask" and label in run_names(volume):
-        return _mask(volume, pyramid, label, level)
-    info = volume.labels()[label]
-    if kind == "confusion" and info.run in run_names(volume):
-        painting = Painting.of(volume, RunTables(volume, info.run))
-        if painting is not None:
-            return _confusion(volume, painting, level)
-    try:
-        array = _level(volume, pyramid, level)
-    except DamageError as error:
-        raise ConfigError(
-            f"{volume.path}: label {label!r} is of another program, and not stored as kesm stores labels ({error})"
-        ) from error
-    return Source(array, level, True, lambda box: volume.slices.present()[box.slices[0]], None)
-
-
-def _recorded(volume: Volume, pyramid: Pyramid, ledger: Ledger, level: int, is_label: bool) -> Source:
-    """What has a ledger of its slices."""
-    return Source(
-        _level(volume, pyramid, level), level, is_label, lambda box: ledger.present()[box.slices[0]],
-        lambda z: ledger.shard_digests(z, z + 1)[0],
-    )  # fmt: skip
-
-
-def _mask(volume: Volume, pyramid: Pyramid, name: str, level: int) -> Source:
-    """The mask of a run, known where its tiles are done."""
-    tables = RunTables(volume, name)
-
-    def present(box: Box) -> Flags:
-        whole = box if level == 0 else Box((box.start[0], 0, 0), (box.stop[0], *volume.shape[1:]))
-        status = tables.status.read(tables.grids.tiles.cover(whole).slices)
-        done: Flags = (status == Status.DONE).all(axis=(1, 2))
-        if level:  # its levels are made when all of a slice is
-            slices = range(box.start[0], box.stop[0])
-            done &= ~np.isin(slices, stale_pyramids(tables, slices))
-        return done
-
-    def digests(z: int) -> NDArray[np.uint64]:
-        row: NDArray[np.uint64] = tables.shard_digest.read((slice(z, z + 1),))[0]
-        return row
-
-    return Source(_level(volume, pyramid, level), level, True, present, digests)
-
-
-def _confusion(volume: Volume, painting: Painting, level: int) -> Source:
-    """What shows the errors of a run, known where its tiles are recorded."""
-    tables, tiles = painting.tables, painting.grids.tiles
-
-    def present(box: Box) -> Flags:
-        whole = box if level == 0 else Box((box.start[0], 0, 0), (box.stop[0], *volume.shape[1:]))
-        done: Flags = (tables.key.read(tiles.cover(whole).slices) != ABSENT).all(axis=(1, 2))
-        if level:
-            slices = range(box.start[0], box.stop[0])
-            done &= ~np.isin(slices, stale_confusions(tables, slices))
-        return done
-
-    def digests(z: int) -> NDArray[np.uint64]:
-        row: NDArray[np.uint64] = tables.digest.read((slice(z, z + 1),))[0]
-        return row
-
-    return Source(_level(volume, painting.label, level), level, True, present, digests)
-
-
-def _level(volume: Volume, pyramid: Pyramid, level: int) -> ShardedArray:
-    if not 0 <= level < len(pyramid.levels):
-        raise ConfigError(f"--level: got {level}, {volume.path} has levels 0 to {len(pyramid.levels) - 1}")
-    return pyramid.levels[level]
+def _picture(volume: Volume, source: Rendition, name: str, shape: Triple) -> Picture:
+    """What files of a level are."""
+    size = volume.voxel_size_um
+    if size is not None:
+        size = (size[0], size[1] * 2**source.level, size[2] * 2**source.level)
+    return Picture(name, shape, source.array.dtype, size, source.is_label)
 
 
 def _choose_slices(
-    volume: Volume, source: Source, wanted: Wanted, box: Box, is_file: bool
+    volume: Volume, source: Rendition, wanted: Wanted, box: Box, is_file: bool
 ) -> tuple[list[int], list[int]]:
     """Slices of the region that are there, and those that are not."""
     present = source.present(wanted.region or Box.whole(volume.shape))
@@ -383,14 +248,14 @@ def _choose_slices(
 class _Job:
     """Reads the voxels of a box, and writes them."""
 
-    source: Source
+    source: Rendition
     box: Box
     picture: Picture
 
     def write_file(self, path: Path, slices: Sequence[int], threads: int, observer: Observer) -> None:
         """Write slices as the pages of one file: bands are read and encoded in threads, and written in order."""
         bands = [band for z in slices for band in self._bands(z)]
-        encoded = in_order(lambda band: self.picture.encode_tiles(self.source.read(band)), bands, threads, observer)
+        encoded = in_order(lambda band: self.picture.encode_tiles(self._read(band)), bands, threads, observer)
         with closing(encoded):
             write_tiff(path, self.picture, (tile for tiles in encoded for tile in tiles), ome=True)
 
@@ -404,7 +269,7 @@ class _Job:
                        self.picture.is_label)  # fmt: skip
 
         def write(z: int) -> int:
-            bands = (self.source.read(band) for band in self._bands(z))
+            bands = (self._read(band) for band in self._bands(z))
             path = folder / f"{name}_z{z:0{digits}d}.{'png' if form == 'png' else 'tif'}"
             if form == "png":
                 write_png(path, page, bands)
@@ -414,6 +279,10 @@ class _Job:
 
         with closing(in_order(write, slices, threads, observer)) as sizes:
             return list(sizes)
+
+    def _read(self, band: Box) -> NDArray[Any]:
+        """Voxels of a band, (y, x), in a buffer of this thread that is valid until the next call."""
+        return self.source.read(band, scratch.array("exported", band.shape, self.source.array.dtype))
 
     def _bands(self, z: int) -> Iterator[Box]:
         """Bands of one slice of the box, from top to bottom."""

@@ -67,10 +67,6 @@ class Rule:
     below: Flag = NOTHING
     above: Flag = NOTHING
 
-    def flag(self, distance: float) -> Flag:
-        """What it says of a tile or slice at so many limits from the median."""
-        return self.below if distance < -1 else self.above if distance > 1 else NOTHING
-
 
 RULES = (
     Rule(Measure.FOCUS, True, math.log(2), math.log(1.25), below=Flag.BLURRED),

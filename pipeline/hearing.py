@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +18,11 @@ from pipeline.comparison import (
     average_precision,
     ceiling,
     roc_auc,
-    scope_levels,
-    slice_counts,
-    tile_counts,
 )
 from pipeline.config import RunConfig
 from pipeline.contest import Contest, name_of, plain, slug
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.execute import Observer
+from pipeline.events import Observer
 from pipeline.geometry import Box
 from pipeline.histogram import bin_top
 from pipeline.inspection import tile_flags
@@ -34,16 +30,14 @@ from pipeline.keys import valid_tiles
 from pipeline.plan import make_plan
 from pipeline.recipe import Denoise, HistogramThreshold, Recipe
 from pipeline.runs import run
+from pipeline.scorecard import Scorecard, SliceRows
 from pipeline.store import ABSENT
 from pipeline.tables import RunTables, run_names
-from pipeline.threshold import LEVEL_OF, levels_of
 from pipeline.volume import Volume
 
 Watch = Callable[[str], AbstractContextManager[Observer]]
 """Makes what observes the run of a name."""
 Flags = NDArray[np.bool_]
-SliceRows = NDArray[np.int64]
-"""(slices, 4): tp, fp, fn, tn of the annotated slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,73 +269,21 @@ def _own_counts(config: RunConfig, right: Flags, traced: Sequence[int]) -> Slice
     return rows
 
 
-@dataclass(slots=True)
-class _Tally:
-    """The tables of one run, added up slice by slice: all of a full volume take a gigabyte.
-
-    Attributes
-    ----------
-    pooled : ndarray
-        int64 (levels,): grey levels of all slices.
-    grey, scored : list of ndarray
-        Of each annotated slice: int64 (levels,), and (3, levels) of the tiles that count.
-    by_tile : dict
-        Of each method, int64 (1, 4) of each annotated slice, where every tile has its own level.
-    whole : int
-        Slices that the run has done.
-    """
-
-    contest: Contest
-    pooled: NDArray[np.int64]
-    grey: list[NDArray[np.int64]] = field(default_factory=list)
-    scored: list[NDArray[np.int64]] = field(default_factory=list)
-    by_tile: dict[str, list[SliceRows]] = field(default_factory=dict)
-    whole: int = 0
-
-    def add(self, tables: NDArray[np.uint32], done: Flags, right: Flags, traced: bool) -> None:
-        """Add the tables of a slice, (1, rows, columns, 3, levels), which are changed."""
-        tables[0][~done] = 0
-        grey = tables.sum(axis=(0, 1, 2, 3), dtype=np.int64)
-        self.pooled += grey
-        self.whole += bool(done.all())
-        if not traced:
-            return
-        tables[0][~right] = 0
-        for method in self.contest.methods if "tile" in self.contest.scopes else ():
-            rows = slice_counts(tables, scope_levels(tables, method, "tile", levels_of))
-            self.by_tile.setdefault(method, []).append(rows)
-        self.grey.append(grey)
-        self.scored.append(tables.sum(axis=(0, 1, 2), dtype=np.int64))
-
-    def counts(self, name: str) -> dict[Candidate, SliceRows]:
-        """Counts of every method in every scope, after the filter of that name."""
-        counts, scored = {}, np.stack(self.scored)
-        for method, scope in product(self.contest.methods, self.contest.scopes):
-            level = LEVEL_OF[method]
-            if scope == "tile":
-                rows = np.concatenate(self.by_tile[method])
-            elif scope == "slice":
-                rows = tile_counts(scored, np.array([level(grey) for grey in self.grey]))
-            else:
-                rows = tile_counts(scored, np.full(len(scored), level(self.pooled)))
-            counts[Candidate(method, scope, name)] = rows
-        return counts
-
-
 def _judge(config: RunConfig, contest: Contest, runs: _Runs, right: Flags) -> Judged:
     """Judge the methods by the tables of one run."""
     volume, done = Volume(config.volume), runs.done[config.run_name]
     histogram = RunTables(volume, config.run_name).truth(config.truth or "").histogram
     tiles = _tiles(config, volume)
-    tally = _Tally(contest, np.zeros(histogram.shape[-1], np.int64))
+    card = Scorecard(contest.methods, contest.scopes, np.zeros(histogram.shape[-2:], np.int64))
     for position, z in enumerate(range(tiles.start[0], tiles.stop[0])):
-        found = histogram.read((slice(z, z + 1), *tiles.slices[1:]))
-        tally.add(found, done[position], right[position], z in runs.traced)
-    scored: NDArray[np.int64] = np.sum(tally.scored, axis=0)
+        found = histogram.read((slice(z, z + 1), *tiles.slices[1:]))[0]
+        card.add(found, done[position], right[position], z in runs.traced)
+    scored, name = card.scored_pooled, name_of(config.denoise)
     best = ceiling(scored, contest.by)
     if best is not None and volume.dtype.itemsize > 1:
         best = best._replace(level=float(bin_top(int(best.level), volume.filtered_window(config.foreground == "dark"))))
+    counts = {Candidate(method, scope, name): rows for (method, scope), rows in card.counts().items()}
     return Judged(
-        config.denoise, config.run_name, tally.counts(name_of(config.denoise)), best, roc_auc(scored),
-        average_precision(scored), tally.whole, int(volume.slices.present().sum()),
+        config.denoise, config.run_name, counts, best, roc_auc(scored), average_precision(scored),
+        int(done.all(axis=(1, 2)).sum()), int(volume.slices.present().sum()),
     )  # fmt: skip

@@ -446,3 +446,8 @@ def bin_top(index: int, window: tuple[int, int]) -> int:
     """Highest grey level of the window that `rebin` counts in a bin; -1, below every level, where the bin is -1."""
     low, high = window
     return -1 if index < 0 else low - (-(index + 1) * (high - low + 1)) // WINDOWED_LEVELS - 1
+
+
+def bin_tops(window: tuple[int, int]) -> NDArray[np.int64]:
+    """Highest grey level of each bin of a stored histogram, int64 (`WINDOWED_LEVELS`,)."""
+    return np.array([bin_top(index, window) for index in range(WINDOWED_LEVELS)], np.int64)

@@ -7,15 +7,14 @@ fails: whatever is killed when, those that exist have no gap. (`pipeline.sync` r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from pipeline.disk import disk_errors
@@ -23,28 +22,20 @@ from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMi
 from pipeline.histogram import UNLABELLED, joint_histogram
 from pipeline.ledger import Ledger
 from pipeline.lock import locked
+from pipeline.machine import fitting_threads
 from pipeline.mapping import LabelOptions, Mapping, decide_mapping
 from pipeline.model import check_name
 from pipeline.ome import VoxelSize
 from pipeline.pixels import decoding
 from pipeline.placement import place
 from pipeline.pyramid import Pyramid
+from pipeline.runner import Runner
 from pipeline.stack import Page, read_page
 from pipeline.tables import resize_volume, run_names, settle
 from pipeline.volume import Volume, beside, publish, staging_folder
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 # Decoded slice, a decoder's own copy, a third for the pyramid, and what a decoder or a mapping may hold besides.
 SLICE_COPIES = 4
-
-
-class Runner(Protocol):
-    """Calls a function on every item, several at a time, and returns the results in order."""
-
-    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], what: str = "") -> list[Result]:
-        """Return ``[function(item) for item in items]``; ``what`` names the step, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +193,7 @@ def truth_target(
 def ingest_threads(page: Page, cpus: int) -> int:
     """Slices to work on at once: one for each CPU, fewer where the memory does not hold them."""
     each = page.shape[0] * page.shape[1] * np.dtype(page.dtype).itemsize * SLICE_COPIES
-    return max(1, min(cpus, int(psutil.virtual_memory().available * 0.8) // each))
+    return fitting_threads(cpus, each)
 
 
 @dataclass(frozen=True, slots=True)

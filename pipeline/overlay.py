@@ -13,8 +13,10 @@ from pipeline.errors import ConfigError, ShapeMismatchError, UnsupportedImageErr
 from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_VESSEL
 
 Colour = tuple[int, int, int]
+Kinds = NDArray[np.uint8]
 CYAN, MAGENTA, YELLOW, BLACK = (0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0)
 KINDS = ("tp", "fp", "fn")
+PLAIN, TP, FP, FN, TN = range(5)  # what a pixel is; PLAIN is what nobody annotated
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})")
 
 
@@ -108,17 +110,37 @@ def overlay(
         )
     if image.dtype != np.uint8:
         raise UnsupportedImageError(f"overlay: got an image of {image.dtype}, expected uint8; scale it to 0 to 255")
+    return blend(image, classify(truth, mask), alpha, palette)
+
+
+def classify(truth: NDArray[np.uint8], mask: NDArray[Any]) -> Kinds:
+    """Compare a mask with a truth, pixel by pixel.
+
+    Parameters
+    ----------
+    truth : ndarray
+        (y, x) uint8: 0 background, 255 vessel; anything else is not annotated.
+    mask : ndarray
+        (y, x): vessel where it is not 0.
+
+    Returns
+    -------
+    ndarray
+        (y, x) uint8: ``TP``, ``FP``, ``FN``, ``TN``, or ``PLAIN`` where nobody annotated.
+    """
+    vessel = truth == TRUTH_VESSEL
+    compared = np.array([TN, FN, FP, TP], np.uint8)[vessel + 2 * (mask != 0).view(np.uint8)]
+    return np.where(vessel | (truth == TRUTH_BACKGROUND), compared, np.uint8(PLAIN))
+
+
+def blend(image: NDArray[np.uint8], kinds: Kinds, alpha: float, palette: Palette) -> NDArray[np.uint8]:
+    """Blend an image, (y, x) uint8, with the colours of what each pixel is, as `overlay` says; PLAIN is the image."""
     if not 0 <= alpha <= 1:
         raise ConfigError(f"overlay: got alpha {alpha}, expected a weight of the image from 0 to 1")
-    vessel, marked = truth == TRUTH_VESSEL, mask != 0
-    annotated = vessel | (truth == TRUTH_BACKGROUND)
     # Looked up, as a slice of 140 Mvoxel in float64 would take 24 bytes a voxel.
     grey = np.arange(256.0)[:, None].repeat(3, axis=1)
-    shown = [
-        grey,
-        *(np.broadcast_to(colour, grey.shape) for colour in (palette.tn, palette.fn, palette.fp, palette.tp)),
-    ]
+    colours = (palette.tp, palette.fp, palette.fn, palette.tn)
+    shown = [grey, *(np.broadcast_to(colour, grey.shape) for colour in colours)]
     blended = np.rint(alpha * grey + (1 - alpha) * np.stack(shown)).astype(np.uint8)
-    kind = np.where(annotated, 1 + vessel.astype(np.uint8) + 2 * marked.astype(np.uint8), np.uint8(0))
-    pixels: NDArray[np.uint8] = blended[kind, image]
+    pixels: NDArray[np.uint8] = blended[kinds, image]
     return pixels

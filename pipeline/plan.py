@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from pipeline.classifier import file_digest, image_of, load_classifier
 from pipeline.config import AddressCluster, LocalCluster, RunConfig
@@ -25,6 +23,7 @@ from pipeline.flags import Flag
 from pipeline.geometry import Box, Triple, check_nesting
 from pipeline.histogram import WINDOWED_LEVELS
 from pipeline.keys import valid_tiles
+from pipeline.machine import allowed_bytes, available_cpus, gb
 from pipeline.median import is_fast
 from pipeline.painting import check_paintable
 from pipeline.recipe import ClassifierSegmenter, MedianDenoise, PythonDenoise, PythonSegmenter, Recipe, Valid
@@ -40,7 +39,6 @@ PROCESS_BYTES = 400 * 10**6
 CODEC_SHARDS = 4
 TARGET_BYTES = 64  # for each voxel of its block, what a function of the user's is thought to need
 QUEUE_BYTES = 8  # for each voxel of the smallest object, or hole, that stays: those that are looked at are queued
-DEFAULT_SHARE = 0.8  # of the memory that is free
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     tasks = processes * threads
     # The process that starts the others has no task, but their scheduler.
     fixed = (processes + isinstance(config.cluster, LocalCluster)) * PROCESS_BYTES
-    limit = config.memory or int(psutil.virtual_memory().available * DEFAULT_SHARE)
+    limit = allowed_bytes(config.memory)
     replaces = replace and _differs(volume, name, recipe)
     confusion = _shows_confusion(volume, name, config, replaces)
     block = _existing_block(volume, name, recipe, replace)
@@ -172,7 +170,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
                 "whole slices, which the recipe looks at" if recipe.slicewise else "the smallest blocks, of one shard"
             )
             raise MemoryLimitError(
-                f"memory: {_gb(limit)} are allowed, {_gb(least)} are needed for {tasks} tasks on {which}; "
+                f"memory: {gb(limit)} are allowed, {gb(least)} are needed for {tasks} tasks on {which}; "
                 "allow more with --memory, or use fewer --threads"
             )
         block = choose_block(volume, recipe, allowed, confusion)
@@ -181,7 +179,7 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
     needed = task_bytes(volume, recipe, block, confusion)
     if needed > allowed:
         raise MemoryLimitError(
-            f"memory: {_gb(limit)} are allowed, {_gb(fixed + tasks * needed)} are needed for "
+            f"memory: {gb(limit)} are allowed, {gb(fixed + tasks * needed)} are needed for "
             f"{tasks} tasks on blocks of {block[1]} x {block[2]} voxels; allow more with --memory, "
             "or use fewer --threads"
         )
@@ -246,11 +244,6 @@ def parallelism(config: RunConfig) -> tuple[int, int]:
     if isinstance(config.cluster, AddressCluster):
         return 1, 1
     return 1, config.cluster.threads or cpus
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_block(volume: Volume, recipe: Recipe, allowed: int, confusion: bool = False) -> Triple:
@@ -432,7 +425,3 @@ def _check_target(section: str, target: str) -> None:
         find_target(target)
     except ConfigError as error:
         raise ConfigError(f"{section}.{error}") from error
-
-
-def _gb(size: int) -> str:
-    return f"{size / 10**9:.2f} GB"

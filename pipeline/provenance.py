@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.activity import State, attempt_state
 from pipeline.errors import MissingInputError
-from pipeline.report import SCHEMA, summarise
+from pipeline.summary import SCHEMA, summarise
 from pipeline.tables import RunTables, run_names
 from pipeline.volume import Volume
 

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import chatter
-from pipeline.chatter import Floats, fill_profile, strongest_line
+from pipeline.chatter import fill_profile, strongest_line
 from pipeline.compiled import kernel
 from pipeline.errors import ShapeMismatchError
 from pipeline.histogram import count_tiles, level_counts, otsu_level, tile_bounds
 from pipeline.scratch import scratch
 
 Voxels = NDArray[Any]
+Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 _Cut = tuple[tuple[int, int], tuple[int, int], int]  # corner and shape of a part of a plane, and side of its tiles
@@ -190,11 +191,11 @@ def _sum_tile(flat: Voxels, tile: _Place, lanes: _Lanes, rows: Counts, columns: 
                     _fill_steps(flat, (at + stride, stride, inner), size, steps, level)
                     squares += _sum_squares(steps, (inner, size), edges, lanes[2])
             for x in range(size):
-                total += np.int64(lines[x])
+                total += int(lines[x])
                 columns[left + x] += lines[_STRIP + x]
-                saturated += np.int64(full[x])
+                saturated += int(full[x])
             for x in range(edges[0], size - edges[1]):
-                equal += np.int64(level[x])
+                equal += int(level[x])
     return total, saturated, equal, squares
 
 

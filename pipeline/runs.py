@@ -13,15 +13,17 @@ from pipeline.attempt import Attempt
 from pipeline.config import Cluster, RunConfig
 from pipeline.confusion import Counts, scores
 from pipeline.disk import disk_errors
+from pipeline.engine import Client, Engine, start_engine
 from pipeline.errors import ExistsError, LockedError
-from pipeline.execute import Client, Engine, Observer, Outcome, execute, finished, ignore, pooled_counts, start_engine
+from pipeline.events import Observer, ignore
+from pipeline.execute import Outcome, execute, finished, pooled_counts
+from pipeline.job import Job
 from pipeline.painting import Painting, prepare_painting, remove_painting
 from pipeline.plan import Plan, check_free, make_plan
 from pipeline.recipe import HistogramThreshold
 from pipeline.record import Column
-from pipeline.report import Seam, Summary, Tiles, summarise
-from pipeline.segment import Job
 from pipeline.store import sweep_partial
+from pipeline.summary import Seam, Summary, Tiles, summarise
 from pipeline.tables import RunTables, run_lock, run_names, settle
 from pipeline.volume import Volume, beside, staging_folder
 

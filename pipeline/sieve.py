@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pipeline.components import Components, Face, Flags, Sides, join_faces, merge, pile, tile
 from pipeline.errors import MemoryLimitError
 from pipeline.geometry import Box, Grid
-from pipeline.ingest import Runner
+from pipeline.machine import gb
+from pipeline.runner import Runner
 from pipeline.scratch import scratch
 from pipeline.spans import Spans, complement, find_spans, paint, stack
 
@@ -287,7 +288,7 @@ class _Allowance:
             self._taken += size
             if self._limit is not None and self._taken > self._limit:
                 raise MemoryLimitError(
-                    f"memory: {self._limit / 1e9:.2f} GB are left for components that lie in several slabs of the "
+                    f"memory: {gb(self._limit)} are left for components that lie in several slabs of the "
                     "volume, and they need more; allow more with --memory, or clean a mask with less noise"
                 )
 

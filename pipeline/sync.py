@@ -19,15 +19,16 @@ import numpy as np
 
 from pipeline.arrivals import BAD_FILE, Arrivals, Held, gather, sync_threads
 from pipeline.config import RunConfig, SyncOptions
+from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, LockedError, MissingInputError, PipelineError
-from pipeline.execute import Observer, ThreadRunner, ignore
+from pipeline.events import Observer, ignore
 from pipeline.ingest import SliceJob, Written, changing, ingest_threads, making, truth_target
 from pipeline.lock import locked, now
 from pipeline.plan import make_plan
-from pipeline.report import SCHEMA, Summary
 from pipeline.runs import run_plan
 from pipeline.sources import Note
 from pipeline.stack import Page
+from pipeline.summary import SCHEMA, Summary
 from pipeline.tables import quiet, resize_volume, run_names
 from pipeline.volume import Volume, beside
 

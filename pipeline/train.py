@@ -26,7 +26,8 @@ from pipeline.config import RunConfig
 from pipeline.configfile import suggest
 from pipeline.confusion import Counts, scores
 from pipeline.denoise import padded
-from pipeline.errors import ConfigError, DamageError, ExistsError
+from pipeline.draft import check_place
+from pipeline.errors import ConfigError, DamageError
 from pipeline.features import features_halo
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.histogram import (
@@ -36,8 +37,8 @@ from pipeline.histogram import (
     counts_above_levels,
     joint_histograms,
 )
-from pipeline.ingest import Runner
 from pipeline.recipe import ClassifierSegmenter, HistogramThreshold, Recipe
+from pipeline.runner import Runner
 from pipeline.scene import Scene
 from pipeline.store import ABSENT, ALL_FILL
 from pipeline.threshold import levels_of
@@ -60,7 +61,7 @@ class Lesson:
     out: Path
     kind: Kind = "forest"
     seed: int = 0
-    force: bool = False
+    replace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +120,12 @@ class Trained:
         ]
 
 
-def make_lesson(config: RunConfig, out: Path | None, kind: str, seed: int, force: bool) -> Lesson:
+def make_lesson(config: RunConfig, out: Path | None, kind: str, seed: int, replace: bool = False) -> Lesson:
     """Understand the words of a command line; without a file, the configuration's own model is made.
 
     Raises
     ------
-    ConfigError, ExistsError
+    ConfigError, ExistsError, MissingInputError
         If they cannot be understood, the file cannot be written, or scikit-learn is not installed: before anything has
         cost time.
     """
@@ -134,12 +135,9 @@ def make_lesson(config: RunConfig, out: Path | None, kind: str, seed: int, force
         if not isinstance(config.segmenter, ClassifierSegmenter):
             raise ConfigError("--out: got none, expected a file for the model, such as vessels.skops")
         out = Path(config.segmenter.model)
-    if out.is_dir() or not out.resolve().parent.is_dir():
-        raise ConfigError(f"--out: got {out}, expected a file in a folder that is there, such as vessels.skops")
-    if out.exists() and not force:
-        raise ExistsError(f"{out}: exists already; replace it with --force, or choose another --out")
+    check_place(out, replace)
     check_libraries()
-    return Lesson(out, kind, seed, force)  # type: ignore[arg-type]
+    return Lesson(out, kind, seed, replace)  # type: ignore[arg-type]
 
 
 def train(config: RunConfig, lesson: Lesson, runner: Runner, threads: int = 1) -> Trained:
@@ -197,7 +195,7 @@ def train(config: RunConfig, lesson: Lesson, runner: Runner, threads: int = 1) -
             "otsu": _judgement(otsu),
         },
     )
-    digest = classifier.save(lesson.out, lesson.force)
+    digest = classifier.save(lesson.out, lesson.replace)
     return Trained(config, lesson, classifier, digest, round(time.monotonic() - begin, 3))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from pipeline.confusion import SCORE_PARTS, Counts, Undefined, mean_scores, scores, sum_scores
@@ -18,15 +17,15 @@ from pipeline.disk import raise_refusal
 from pipeline.errors import ConfigError, DamageError, PipelineError, ShapeMismatchError
 from pipeline.geometry import Box, Grid
 from pipeline.histogram import TRUTH_UNLABELLED, TRUTH_VESSEL, count_tiles, counts_above_levels, joint_histograms
-from pipeline.ingest import Runner
 from pipeline.ledger import Ledger
+from pipeline.machine import fitting_threads
 from pipeline.outline import BoundaryF1, ClDice, Matches, boundary_f1, cl_dice
-from pipeline.plan import DEFAULT_SHARE
 from pipeline.pyramid import Pyramid
-from pipeline.report import Summary, Tiles
+from pipeline.runner import Runner
 from pipeline.scratch import scratch
 from pipeline.stack import Page, read_page
 from pipeline.store import ABSENT, SHARD, ShardedArray, open_array, read_document
+from pipeline.summary import Summary, Tiles
 from pipeline.tables import RunTables, Status, run_names
 from pipeline.volume import Volume
 from pipeline.window import Lost
@@ -149,8 +148,7 @@ class Validation:
 def validate_threads(volume: Volume, measures: Measures, cpus: int) -> int:
     """Slices to look at at once: one for each CPU, fewer where the memory does not hold them."""
     each = volume.shape[1] * volume.shape[2] * measures.slice_bytes
-    free = int(psutil.virtual_memory().available * DEFAULT_SHARE)
-    return max(1, min(cpus, free // each)) if each else cpus
+    return fitting_threads(cpus, each)
 
 
 def validate(

@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ParamSpec, TypeVar
 
-import psutil
-
 from pipeline.audit import MASK_VALUES, TRUTH_VALUES, Run, RunSlice
 from pipeline.errors import ExistsError, PipelineError
 from pipeline.geometry import Box, Triple
-from pipeline.ingest import Runner
-from pipeline.plan import CODEC_SHARDS, DEFAULT_SHARE
+from pipeline.machine import fitting_threads, gb
+from pipeline.plan import CODEC_SHARDS
 from pipeline.readback import Checked, Difference, Finding, Part, Record, RecordSlice
+from pipeline.runner import Runner
 from pipeline.store import ABSENT, SHARD
 from pipeline.tables import run_lock, run_names
 from pipeline.volume import Volume
@@ -73,7 +72,7 @@ class Verified:
             for name, blocks in self.marked.items()
         ]
         amount = [(self.checked.slices, "slice"), (self.truths, "truth"), (self.runs, "run")]
-        what = ", ".join([*(_number(*each) for each in amount), f"{self.checked.bytes / 1e9:.2f} GB"])
+        what = ", ".join([*(_number(*each) for each in amount), gb(self.checked.bytes)])
         found = _number(len(self.findings), "difference") if self.findings else "all as recorded"
         return [*map(str, self.findings), *again, f"verified {what}: {found}"]
 
@@ -136,7 +135,7 @@ def slice_bytes(volume: Volume) -> tuple[int, int]:
 def verify_threads(volume: Volume, cpus: int) -> int:
     """Slices to look at at once: one for each CPU, fewer where the memory does not hold them."""
     _, peak = slice_bytes(volume)
-    return max(1, min(cpus, int(psutil.virtual_memory().available * DEFAULT_SHARE) // peak))
+    return fitting_threads(cpus, peak)
 
 
 class _Specimen:

@@ -16,11 +16,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pipeline.census import census, latest_run
+from pipeline.census import census, choose_truth, latest_run
 from pipeline.confusion import Counts, scores
+from pipeline.confusion_label import FN, FP, TP
 from pipeline.errors import ConfigError, DamageError, RegionError
 from pipeline.geometry import Box, Triple
 from pipeline.ome import VoxelSize
+from pipeline.overlay import KINDS, PALETTES
 from pipeline.server import CLIENT, VOLUME
 from pipeline.tables import RunTables, run_names
 from pipeline.volume import Volume
@@ -28,12 +30,11 @@ from pipeline.volume import Volume
 Kind = Literal["image", "truth", "mask", "confusion", "other"]
 Place = tuple[float, float, float]
 
-CYAN, MAGENTA, YELLOW = "#00ffff", "#ff00ff", "#ffff00"
-CONFUSION_NAME = "-confusion"
+CYAN, MAGENTA, YELLOW = (f"#{bytes(getattr(PALETTES['article'], kind)).hex()}" for kind in KINDS)
 COLOURS: dict[Kind, dict[int, str]] = {
     "truth": {255: YELLOW},  # and so not 127, which nobody annotated
     "mask": {255: CYAN},
-    "confusion": {1: CYAN, 2: MAGENTA, 3: YELLOW},
+    "confusion": {TP: CYAN, FP: MAGENTA, FN: YELLOW},
 }
 LEGENDS: dict[Kind, str] = {
     "truth": " (yellow)",
@@ -158,7 +159,7 @@ def make_view(volume: Volume, name: str | None = None, truth: str | None = None,
     name : str, optional
         The run; default: that which was worked on last.
     truth : str, optional
-        Default: what the run was compared with, if that is one, else the only one.
+        Default: what the run was compared with, else the only one.
     at : tuple, optional
         (z, y, x) of the voxel to look at.
 
@@ -166,11 +167,13 @@ def make_view(volume: Volume, name: str | None = None, truth: str | None = None,
     ------
     MissingInputError
         If there is no such run or truth.
+    ConfigError
+        If there are several truths, and none is named.
     RegionError
         If ``at`` lies outside the volume.
     """
     name = _latest_run(volume) if name is None else RunTables(volume, name).name
-    truth = _only_truth(volume, name) if truth is None else truth
+    truth = _choose_truth(volume, name) if truth is None else truth
     if truth is not None:
         volume.truth(truth)
     sight = _worst_tile(volume, name, truth) if at is None else _voxel(volume, at)
@@ -201,27 +204,29 @@ def _latest_run(volume: Volume) -> str | None:
     return latest_run(volume, [name for name in run_names(volume) if name in labels])
 
 
-def _only_truth(volume: Volume, name: str | None) -> str | None:
-    """The truth that a run was compared with, or the only one of the volume; the first of several."""
-    truths = [label.name for label in volume.labels().values() if label.kind == "truth"]
-    compared = [] if name is None else [truth for truth in RunTables(volume, name).truths() if truth in truths]
-    return next(iter(compared or truths), None)
+def _choose_truth(volume: Volume, name: str | None) -> str | None:
+    """The truth that a run was compared with, else the only one of the volume; None without any."""
+    compared = None if name is None else choose_truth(volume, name, None)
+    known = [label.name for label in volume.labels().values() if label.kind == "truth"]
+    if compared is None and len(known) > 1:
+        raise ConfigError(f"{volume.path}: has the truths {', '.join(known)}; choose one with --truth")
+    return compared or next(iter(known), None)
 
 
 def _layers(volume: Volume, name: str | None, truth: str | None) -> list[Layer]:
     """The image, the labels that were chosen, and the others of this program, which are there but not shown."""
-    kinds = {label.name: label.kind for label in volume.labels().values() if label.kind != "foreign"}
-    confusions = [label for label in kinds if label.endswith(CONFUSION_NAME) and kinds[label] not in ("truth", "mask")]
-    confusion = f"{name}{CONFUSION_NAME}"
-    chosen = [label for label in (truth, name, confusion) if label in kinds]
-    others = [label for label in sorted(kinds) if label not in chosen]
-    shown = [confusion] if confusion in confusions else chosen  # it shows truth and mask at once
-    palette = iter(OTHER_COLOURS * len(kinds))
-    layers = [Layer("image of the volume" if "image" in kinds else "image", "", "image")]
-    for label in (label for label in chosen + others if label is not None):
-        kind: Kind = "truth" if label == truth else "mask" if label == name else "other"
-        if label in confusions:
-            kind = "confusion"
+    labels = {label.name: label for label in volume.own_labels()}
+    confusions = [label for label in labels.values() if label.kind == "confusion"]
+    # It shows truth and mask at once, of this run and this truth.
+    shown = [label.name for label in confusions if name is not None and (label.run, label.truth) == (name, truth)]
+    chosen = [label for label in (truth, name, *shown) if label in labels]
+    others = [label for label in sorted(labels) if label not in chosen]
+    shown = shown or chosen
+    palette = iter(OTHER_COLOURS * len(labels))
+    layers = [Layer("image of the volume" if "image" in labels else "image", "", "image")]
+    for label in filter(None, chosen + others):
+        kind: Kind = "confusion" if labels[label].kind == "confusion" else "other"
+        kind = "truth" if label == truth else "mask" if label == name else kind
         colours = COLOURS.get(kind) or {255: next(palette)}
         layers.append(Layer(label, f"labels/{label}/", kind, label in shown, tuple(colours.items())))
     return layers

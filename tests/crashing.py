@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import runs, segment, sync
+from pipeline import bookkeeping, runs, segment, sync
 from pipeline.configfile import load_config
 from pipeline.geometry import Box
 from pipeline.tables import RunTables
@@ -105,17 +105,17 @@ def _watch(log: Path, kill_at: int | None) -> None:
 
         return call
 
-    compute, remember = segment._Block._compute, segment._Block._remember
+    compute, remember = segment._Block._compute, bookkeeping.Bookkeeping.remember
 
     def begin(self: Any, *arguments: Any, **named: Any) -> Any:
-        say("begun", self.index)
+        say("begun", self.book.index)
         return compute(self, *arguments, **named)
 
     def record(self: Any, *arguments: Any) -> None:
         remember(self, *arguments)
         say("recorded", self.index)
 
-    segment._Block._compute, segment._Block._remember = begin, record  # type: ignore[method-assign]
+    segment._Block._compute, bookkeeping.Bookkeeping.remember = begin, record  # type: ignore[method-assign]
     # Whatever changes on disk, zarr's files included, does so by one of these.
     Path.replace = counted(Path.replace)  # type: ignore[method-assign]
     Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]

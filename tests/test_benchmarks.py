@@ -21,7 +21,19 @@ from pipeline.store import ShardedArray
 from tests.command import kesm
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("full_volume", "peers", "kernels", "scaling", "memory", "ingest", "layout", "startup", "resume", "components")
+NAMES = (
+    "full_volume",
+    "peers",
+    "choosing",
+    "kernels",
+    "scaling",
+    "memory",
+    "ingest",
+    "layout",
+    "startup",
+    "resume",
+    "components",
+)
 CHILDREN = ("first_tile", "roofline", "stages")
 NEEDS = {
     "components": ("cc3d", "dask_image"),

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.census import NOT_COUNTED, Census, census, choose_run
+from pipeline.census import NOT_COUNTED, Census, census, choose_run, choose_truth, compared_truths
 from pipeline.config import RunConfig
 from pipeline.confusion import SCORES, Counts, scores, tile_scores
 from pipeline.errors import ConfigError, DamageError, MissingInputError
 from pipeline.geometry import Box, Grid
 from pipeline.quality import Measure
-from pipeline.report import summarise
 from pipeline.runs import run
+from pipeline.summary import summarise
 from pipeline.tables import RunTables, Signal, Status
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
@@ -128,6 +128,7 @@ def made_up(counts: list[tuple[int, int, int, int]], first: int = 5) -> Census:
         volume=Path("brain.zarr"), name="otsu", truth="t", grid=grid, tiles=box, status=np.full(shape, 2, np.uint8),
         done=np.ones(shape, np.bool_), voxels=grid.sizes(box), level=np.zeros(shape), signal=np.zeros(shape, np.uint8),
         vessel=table[..., 0] + table[..., 1], counts=table, annotated=table.sum(axis=-1), quality=None,
+        seam=np.zeros_like(table),
     )  # fmt: skip
 
 
@@ -178,6 +179,13 @@ def test_only_truth_is_taken_and_several_are_named(volume):
         census(volume, "otsu", "third")
     with pytest.raises(MissingInputError, match="has no run 'nope'; it has: otsu"):
         census(volume, "nope")
+    with pytest.raises(ConfigError, match="was compared with groundtruth, second"):
+        choose_truth(volume, "otsu", None)
+    assert choose_truth(volume, "otsu", "second") == "second"
+    assert list(compared_truths(volume, RunTables(volume, "otsu"))) == ["groundtruth", "second"]
+    (volume.path / "labels" / "second").rename(volume.path / "labels" / ".second")  # as if it was deleted
+    assert list(compared_truths(Volume(volume.path), RunTables(volume, "otsu"))) == ["groundtruth"]
+    assert choose_truth(Volume(volume.path), "otsu", None) == "groundtruth"
 
 
 def test_run_without_a_truth_has_no_scores(tmp_path):

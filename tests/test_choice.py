@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,13 +16,13 @@ import yaml
 from numpy.typing import NDArray
 from skimage.io import imread
 
-from pipeline.choice import Choice, compare, write_recipe
+from pipeline.choice import HEADING, Choice, check_write, compare, write_recipe
 from pipeline.comparison import Candidate
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
 from pipeline.contest import METHODS, SCOPES, Words, configured, name_of, parse_contest, parse_denoise
-from pipeline.errors import ConfigError
-from pipeline.execute import ignore
+from pipeline.errors import ConfigError, StorageError
+from pipeline.events import ignore
 from pipeline.geometry import Box
 from pipeline.histogram import TRUTH_VESSEL
 from pipeline.runs import run
@@ -202,6 +203,36 @@ def test_winner_is_written_as_a_configuration_that_runs(tmp_path: Path) -> None:
     assert (written["truth"], written["volume"]) == ("groundtruth", "brain.zarr")  # both can be moved together
 
 
+def test_full_disk_leaves_the_recipe_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = choose(run_config(build_volume(tmp_path / "brain.zarr", (2, 64, 64))), methods="otsu", scopes="tile")
+    best, write_text = tmp_path / "best.yaml", Path.write_text
+    write_recipe(choice, best)
+    before = best.read_text()
+
+    def half(path: Path, text: str, **words: Any) -> int:
+        write_text(path, text[: len(text) // 2], **words)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(StorageError, match=r"best.yaml: the disk is full"):
+        write_recipe(choice, best)
+    assert best.read_text() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_recipe_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = tmp_path / "best.yaml"
+    best.write_text(HEADING)
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    check_write(best, [])
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(StorageError, match=r"best.yaml: permission denied"):
+        check_write(best, [])
+
+
 def test_level_of_the_volume_says_what_it_is_from(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (4, 64, 64))
     part = choose(run_config(volume, region="z=0:2"))
@@ -221,11 +252,12 @@ def test_level_of_the_volume_says_what_it_is_from(tmp_path: Path) -> None:
         (["--denoise", "gauss"], "--denoise: got 'gauss', expected none, median"),
         (["--folds", "9"], "--folds: got 9 for 2 annotated slices"),
         (["--folds", "1"], "--folds: got 1 for 2 annotated slices, expected 2 or more"),
-        (["--write", "missing/best.yaml"], "--write: got missing/best.yaml, expected a file in a folder"),
-        (["--write", "."], "--write: got ., expected a file in a folder"),
-        (["--write", "best"], "--write: got best, expected a file in a folder"),
+        (["--write", "missing/best.yaml"], "missing/best.yaml: the folder missing does not exist"),
+        (["--write", "."], "--write: got ., expected a file that ends in .yaml"),
+        (["--write", "best"], "--write: got best, expected a file that ends in .yaml"),
+        (["--write", f"{'b' * 300}.yaml"], "b.yaml: cannot be written"),
         (["--write", "mine.yaml"], "--write: mine.yaml is there, and not from `kesm compare`"),
-        (["--csv", "--json"], "--csv, --json: got both"),
+        (["--csv", "--json"], "--csv: not with --json; leave one of them out"),
         (["--recipe", "brain.zarr"], "--recipe: got brain.zarr, expected a configuration file"),
         (["--recipe", "none.yaml"], "none.yaml: no such configuration file"),
         (["--methods", "niblak"], "--methods: got 'niblak', did you mean `niblack`?"),

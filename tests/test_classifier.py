@@ -195,7 +195,7 @@ def test_file_brings_it_back(made: Classifier, tmp_path: Path) -> None:
 def test_file_is_replaced_only_when_told_to(forest: Classifier, tmp_path: Path) -> None:
     file = tmp_path / "vessels.skops"
     file.write_bytes(b"mine")
-    with pytest.raises(ExistsError, match="--force"):
+    with pytest.raises(ExistsError, match="--replace"):
         forest.save(file)
     assert file.read_bytes() == b"mine"
     digest = forest.save(file, replace=True)

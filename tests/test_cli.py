@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.ndimage import median_filter
 
 from pipeline import cli
-from pipeline.execute import start_engine
+from pipeline.engine import start_engine
 from pipeline.geometry import Box
 from pipeline.phantom import Phantom
 from pipeline.tables import RunTables
@@ -226,7 +226,7 @@ def test_unexpected_error_is_not_hidden(brain, monkeypatch):
     def fail(volume: Volume, *options: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("pipeline.report.describe", fail)
+    monkeypatch.setattr("pipeline.summary.describe", fail)
     monkeypatch.setattr(sys, "argv", ["kesm", "status", str(brain)])
     with pytest.raises(RuntimeError, match="a bug"):  # the interpreter prints it, and exits with 1
         cli.main()
@@ -564,7 +564,7 @@ BAD_INGESTS = {
     ),
     "label's options": (
         ["s", "--volume", "n.zarr", "--start-z", "1", "--unlabelled", "9"],
-        r"^--start-z, --unlabelled: only with --label NAME; leave it out",
+        r"^--start-z, --unlabelled: only with --label NAME; leave them out",
     ),
     "image's options": (
         ["s", "--volume", "brain.zarr", "--label", "l", "--append"],

@@ -26,12 +26,11 @@ from pipeline.comparison import (
     average_precision,
     ceiling,
     confidence_level,
+    curves,
     describe,
     held_out,
     rank,
     roc_auc,
-    scope_levels,
-    slice_counts,
     tile_counts,
 )
 from pipeline.confusion import Counts, scores
@@ -59,17 +58,6 @@ def loop_counts(table, level):
         background, vessel = int(table[0, grey]), int(table[1, grey])
         counts += Counts(tp=vessel, fp=background) if grey > level else Counts(fn=vessel, tn=background)
     return counts
-
-
-def mean_level(method, tables):
-    """Levels as a method gives them: a quantile of the voxels' grey levels, NaN without any."""
-    shares = {"low": 0.25, "middle": 0.5, "high": 0.75}
-    levels = np.full(len(tables), np.nan)
-    for index, table in enumerate(tables):
-        below = np.cumsum(table.sum(axis=0, dtype=np.int64))
-        if below[-1]:
-            levels[index] = np.searchsorted(below, shares[method] * below[-1])
-    return levels
 
 
 def voxels_of(table):
@@ -104,8 +92,6 @@ def test_counts_are_sums_over_grey_levels(tables, data):
     assert (counts.shape, counts.dtype) == ((*tables.shape[:3], 4), np.int64)
     for at in np.ndindex(levels.shape):
         assert Counts(*counts[at].tolist()) == loop_counts(tables[at], levels[at])
-    for number, row in enumerate(slice_counts(tables, levels)):
-        assert Counts(*row.tolist()) == total(counts[number].reshape(-1, 4))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +102,19 @@ def test_counts_refuse_other_shapes(shape, levels):
         tile_counts(np.zeros(shape, np.uint32), np.zeros(levels))
 
 
+@settings(max_examples=60, deadline=None)
+@given(table=SMALL.filter(lambda table: table[:2].any(axis=1).all()))
+def test_curves_are_those_of_every_level(table):
+    found = curves(table)
+    for position, level in enumerate(range(-1, table.shape[1])):
+        counts = loop_counts(table, level)
+        marked = counts.tp + counts.fp
+        assert found.wrong[position] == counts.fp / (counts.fp + counts.tn)
+        assert found.recall[position] == counts.tp / (counts.tp + counts.fn)
+        np.testing.assert_equal(found.precision[position], counts.tp / marked if marked else math.nan)
+    assert len(found.wrong) == len(found.recall) == len(found.precision) == 1 + table.shape[1]
+
+
 def test_counts_of_views_and_read_only_arrays():
     tables = np.random.default_rng(1).integers(0, 9, (4, 3, 3, 3, 8), np.uint32)
     levels = np.random.default_rng(2).uniform(0, 8, (4, 3, 3))
@@ -123,31 +122,6 @@ def test_counts_of_views_and_read_only_arrays():
     np.testing.assert_array_equal(
         tile_counts(tables[::2, 1:], levels[::2, 1:]), tile_counts(tables, levels)[::2, 1:], strict=True
     )
-
-
-@settings(max_examples=60, deadline=None)
-@given(tables=TABLES)
-def test_levels_of_a_scope_are_of_the_sum_of_its_tables(tables):
-    slices = [sum(table.astype(object) for row in rows for table in row) for rows in tables]
-    for at in np.ndindex(tables.shape[:3]):
-        shared = {"tile": tables[at], "slice": slices[at[0]], "volume": sum(slices)}
-        for scope, table in shared.items():
-            levels = scope_levels(tables, "middle", scope, mean_level)
-            expected = mean_level("middle", np.array(table, np.int64)[None])[0]
-            np.testing.assert_equal(levels[at], expected)
-
-
-@pytest.mark.parametrize(
-    ("scope", "tiles", "dtype"), [("tile", 1, "uint32"), ("slice", 4, "int64"), ("volume", 8, "int64")]
-)
-def test_sums_of_tables_do_not_overflow(scope, tiles, dtype):
-    def levels_of(method, tables):
-        assert (method, tables.shape, tables.dtype) == ("any", (8 // tiles, 3, 4), dtype)
-        assert (tables == tiles * 2**31).all()
-        return np.arange(8.0 // tiles)
-
-    levels = scope_levels(np.full((2, 2, 2, 3, 4), 2**31, np.uint32), "any", scope, levels_of)
-    np.testing.assert_array_equal(levels, np.arange(8).reshape(2, 2, 2) // tiles)
 
 
 @pytest.mark.parametrize("metric", ["mcc", "f1"])

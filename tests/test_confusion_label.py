@@ -22,18 +22,18 @@ from yaozarrs import validate_zarr_store
 
 from pipeline.confusion import Counts
 from pipeline.confusion_label import ConfusionPyramid, add_weights, confuse, show, weigh, weight_type
+from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.execute import ThreadRunner
-from pipeline.export import open_source
 from pipeline.geometry import Box
 from pipeline.keys import levels_key, pyramid_key
 from pipeline.painting import Painting
 from pipeline.plan import PROCESS_BYTES, make_plan, smallest_block, task_bytes, tiles_done
 from pipeline.pyramid import Pyramid, level_shapes, reduce_label
 from pipeline.recipe import Recipe
-from pipeline.report import describe
+from pipeline.rendition import open_rendition
 from pipeline.runs import run
 from pipeline.store import ABSENT
+from pipeline.summary import describe
 from pipeline.tables import RunTables, Status, resize_volume
 from pipeline.validate import open_label
 from pipeline.verify import Verified, verify
@@ -609,7 +609,7 @@ def test_validate_says_what_it_is(volume: Volume) -> None:
 
 def test_export_reads_what_is_vouched_for(volume: Volume) -> None:
     run(run_config(volume, confusion=True))
-    source = open_source(volume, "otsu-confusion")
+    source = open_rendition(volume, "otsu-confusion")
     box = Box.of_slice(2, SHAPE[1:])
     np.testing.assert_array_equal(source.read(box), read(volume, "otsu-confusion")[2])
     assert source.present(Box.whole(SHAPE)).tolist() == [True, False, True, True]

@@ -11,7 +11,7 @@ from pathlib import Path
 import distributed
 import pytest
 
-from pipeline.execute import BlockDone, Event
+from pipeline.events import BlockDone, Event
 from pipeline.runs import run
 from pipeline.tables import RunTables
 from pipeline.volume import Volume, beside

@@ -13,11 +13,11 @@ from PIL import Image
 from pipeline.config import RunConfig
 from pipeline.demo import TRUTH, VOXEL_SIZE_UM, Demo, run_demo
 from pipeline.errors import ExistsError
-from pipeline.execute import BlockDone, Event
+from pipeline.events import BlockDone, Event
 from pipeline.geometry import Box
 from pipeline.phantom import Phantom
-from pipeline.report import Summary, summarise
 from pipeline.runs import run
+from pipeline.summary import Summary, summarise
 from pipeline.volume import Volume
 from tests.builders import build_volume
 from tests.contract import check_document

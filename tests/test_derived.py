@@ -15,8 +15,8 @@ from scipy import ndimage
 
 from pipeline.components import Components
 from pipeline.derived import Cleaning, clean, slab_room
+from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, MemoryLimitError
-from pipeline.execute import ThreadRunner
 from pipeline.ledger import Ledger
 from pipeline.pixels import write_png
 from pipeline.pyramid import reduce_label, reduced_levels

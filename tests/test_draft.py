@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +105,81 @@ def test_folder_is_replaced_whole_or_stays(tmp_path):
     assert names(tmp_path) == ["slices"]
 
 
+def dead_process() -> int:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    return dead.pid
+
+
+def test_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path, rename = tmp_path / "slices", Path.rename
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+
+    def refuse(self, target):
+        if target == path and not self.name.endswith(".old.partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StorageError, match="the disk is full"), draft_folder(path, is_text, replace=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert names(path) == ["old.txt"]
+    assert names(tmp_path) == ["slices"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pipeline.draft import draft_folder
+
+path, rename = Path(sys.argv[1]), Path.rename
+Path.rename = lambda self, target: os._exit(9) if target == path else rename(self, target)
+with draft_folder(path, lambda name: True, replace=True) as folder:
+    (folder / "new.txt").write_text("new")
+"""
+
+
+def test_what_a_killed_process_was_replacing_is_put_back(tmp_path):
+    path = tmp_path / "slices"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == 9
+    assert not path.exists()
+    with pytest.raises(ExistsError, match="exists already"), draft_folder(path, is_text):
+        pytest.fail("nothing must be written")
+    assert names(path) == ["old.txt"]
+    assert names(tmp_path) == ["slices"]
+
+
+def test_link_to_a_folder_is_replaced_and_the_folder_stays(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "old.txt").write_text("old")
+    (tmp_path / "slices").symlink_to("far")
+    for _ in range(2):
+        with draft_folder(tmp_path / "slices", is_text, replace=True) as folder:
+            (folder / "new.txt").write_text("new")
+    assert names(tmp_path / "far") == ["old.txt"]
+    assert names(tmp_path / "slices") == ["new.txt"]
+    assert names(tmp_path) == ["far", "slices"]
+
+
+def test_what_cannot_be_looked_at_is_said(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    long = tmp_path / ("x" * 300)
+    with pytest.raises(StorageError, match="x: cannot be written"), draft_file(long):
+        pytest.fail("nothing must be written")
+    (tmp_path / "slices").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with (
+        pytest.raises(StorageError, match="slices: permission denied"),
+        draft_folder(tmp_path / "slices", is_text),
+    ):
+        pytest.fail("nothing must be written")
+
+
 def test_folder_with_files_of_others_is_never_replaced(tmp_path):
     (tmp_path / "thesis.doc").write_text("years of work")
     with (
@@ -118,14 +194,20 @@ def test_folder_with_files_of_others_is_never_replaced(tmp_path):
         pytest.fail("nothing must be written")
 
 
+def test_folder_that_one_stands_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("thesis.doc").write_text("years of work")
+    for path in (Path(), Path("..")):
+        with pytest.raises(ExistsError, match="which is not of an export"), draft_folder(path, is_text, replace=True):
+            pytest.fail("nothing must be written")
+
+
 def test_what_dead_processes_left_is_swept_and_that_of_live_ones_stays(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host = platform.node()
-    (tmp_path / f"table.csv.{host}-{dead.pid}-00.partial").write_text("left")
-    (tmp_path / f"table.csv.{host}-{dead.pid}-01.partial").mkdir()
-    kept = [f"table.csv.{host}-{os.getpid()}-00.partial", f"table.csv.other-{dead.pid}-00.partial",
-            f"other.csv.{host}-{dead.pid}-00.partial"]  # fmt: skip
+    dead, host = dead_process(), platform.node()
+    (tmp_path / f"table.csv.{host}-{dead}-00.partial").write_text("left")
+    (tmp_path / f"table.csv.{host}-{dead}-01.partial").mkdir()
+    kept = [f"table.csv.{host}-{os.getpid()}-00.partial", f"table.csv.other-{dead}-00.partial",
+            f"other.csv.{host}-{dead}-00.partial"]  # fmt: skip
     for name in kept:
         (tmp_path / name).write_text("at work")
     with draft_file(tmp_path / "table.csv") as partial:

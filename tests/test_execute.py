@@ -1,8 +1,8 @@
-"""Engines, reduction and block shapes: the same bits from each, equal to the slow way."""
+"""Blocks of any shape, their reduction, on any engine: the same bits from each, equal to the slow way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,27 +15,17 @@ from skimage.filters import threshold_otsu
 import pipeline as kesm
 from pipeline.config import AddressCluster, LocalCluster, ThreadsCluster
 from pipeline.confusion import mean_scores, score_parts
-from pipeline.errors import SchedulerError
-from pipeline.execute import (
-    BlockDone,
-    BlocksSettled,
-    Event,
-    JobDone,
-    JobsStarted,
-    Started,
-    ThreadRunner,
-    ignore,
-    lazy_array,
-    start_engine,
-)
+from pipeline.events import BlockDone, BlocksSettled, Event, JobsStarted, Started, ignore
+from pipeline.execute import lazy_array
 from pipeline.geometry import Box, Grid
 from pipeline.plan import Plan, make_plan
-from pipeline.report import Summary, summarise
 from pipeline.runs import run, run_plan
 from pipeline.store import SHARD, ShardedArray
+from pipeline.summary import Summary, summarise
 from pipeline.tables import Grids, RunTables
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
+from tests.workers import workers_here
 
 SHAPE = (3, 2100, 2600)  # two by two shards a slice, all but the first smaller than a shard; tiles cut at the edges
 TABLES = ("threshold", "status", "signal", "seam", "vessel", "quality", "mask_key", "shard_digest")
@@ -50,19 +40,6 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 def reference(volume: Volume) -> Summary:
     """Run with whole slices in one thread, which the others are compared with."""
     return run(run_config(volume, "reference", cluster=ThreadsCluster(threads=1)))
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[distributed.LocalCluster]:
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        processes=False,
-        protocol="tcp",
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,
-    ) as cluster:
-        yield cluster
 
 
 def with_blocks(plan: Plan, block: tuple[int, int, int]) -> Plan:
@@ -114,7 +91,7 @@ def test_block_shape_changes_no_bit(volume: Volume, reference: Summary, block: t
     assert_same(volume, run_plan(plan, ThreadsCluster(threads=2), ignore), reference)
 
 
-def test_engines_change_no_bit(volume: Volume, reference: Summary, scheduler: distributed.LocalCluster) -> None:
+def test_engines_change_no_bit(volume: Volume, reference: Summary) -> None:
     events: list[Event] = []
     local = run(run_config(volume, "local", cluster=LocalCluster(workers=2)), events.append)
     assert_same(volume, local, reference)
@@ -123,9 +100,9 @@ def test_engines_change_no_bit(volume: Volume, reference: Summary, scheduler: di
     assert link.startswith("http://127.0.0.1:")
     blocks = [event for event in events if isinstance(event, BlockDone)]
     assert sum(event.voxels for event in blocks) == local.voxels
-    address = AddressCluster(engine="address", address=scheduler.scheduler_address)
-    assert_same(volume, run(run_config(volume, "address", cluster=address)), reference)
-    with distributed.Client(scheduler) as client:
+    with workers_here() as scheduler, distributed.Client(scheduler) as client:
+        address = AddressCluster(engine="address", address=scheduler.scheduler_address)
+        assert_same(volume, run(run_config(volume, "address", cluster=address)), reference)
         assert_same(volume, run(run_config(volume, "client"), client=client), reference)
         assert client.status == "running"
 
@@ -258,40 +235,6 @@ def test_lazy_array_has_the_chunks_of_its_shards(volume: Volume, reference: Summ
         lazy[1, 2000:2090:7, 5].compute(), mask.read(Box.whole(mask.shape))[1, 2000:2090:7, 5]
     )
     assert lazy.sum(dtype=np.int64).compute(scheduler="threads") == 255 * (mask.read(Box.whole(mask.shape)) > 0).sum()
-
-
-def test_unreachable_scheduler_is_named(volume: Volume) -> None:
-    address = AddressCluster(engine="address", address="tcp://127.0.0.1:1")
-    with (
-        pytest.raises(SchedulerError, match=r"tcp://127.0.0.1:1: no Dask scheduler answers"),
-        start_engine(address, ignore, connect_s=0.5),
-    ):
-        pass
-
-
-def test_scheduler_without_workers_is_named() -> None:
-    with distributed.LocalCluster(
-        n_workers=0, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
-    ) as empty:
-        address = AddressCluster(engine="address", address=empty.scheduler_address)
-        with (
-            pytest.raises(SchedulerError, match="has no workers"),
-            start_engine(address, ignore),
-        ):
-            pass
-
-
-def test_thread_runner_keeps_the_order_and_raises_what_a_job_raises() -> None:
-    events: list[Event] = []
-    assert ThreadRunner(2, events.append)(lambda item: item * item, range(20)) == [item * item for item in range(20)]
-    assert events[0] == JobsStarted(20)
-    assert events.count(JobDone()) == 20
-
-    def fail(item: int) -> int:
-        raise ValueError(f"item {item}")
-
-    with pytest.raises(ValueError, match="item"):
-        ThreadRunner(2)(fail, range(3))
 
 
 def test_mean_of_scores_is_the_same_for_any_tree() -> None:

@@ -15,12 +15,12 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import export as exporting
 from pipeline.errors import ConfigError
-from pipeline.execute import JobDone, JobsStarted
-from pipeline.export import BAND, Target, Wanted, choose_form, export, in_order, is_slice_file, open_source
+from pipeline.events import JobDone, JobsStarted
+from pipeline.export import BAND, Target, Wanted, choose_form, export, in_order, is_slice_file
 from pipeline.geometry import Box
 from pipeline.keys import pyramid_key
+from pipeline.rendition import Rendition, open_rendition
 from pipeline.runs import run
 from pipeline.store import create_document
 from pipeline.tables import RunTables, Status
@@ -259,15 +259,15 @@ def test_label_of_another_program_is_exported_or_refused(volume, tmp_path):
 def test_bands_bound_what_is_held(built, tmp_path, monkeypatch):
     """No read is larger than a band, and no more bands than threads, and one, are ahead of what is written."""
     sizes, active, most = [], set(), []
-    read = exporting.Source.read
+    read = Rendition.read
 
-    def watched(source, box):
+    def watched(source, box, out):
         active.add(threading.get_ident())
         sizes.append(box.shape)
         most.append(len(active))
-        return read(source, box)
+        return read(source, box, out)
 
-    monkeypatch.setattr(exporting.Source, "read", watched)
+    monkeypatch.setattr(Rendition, "read", watched)
     for out, form in (("a.ome.tif", "ome-tiff"), ("b", "tiff-stack"), ("c", "png")):
         export(built, Wanted(None, Box((0, 0, 0), (3, *SHAPE[1:]))), Target(tmp_path / out, form), threads=2)
     assert {shape[1] for shape in sizes} == {BAND, SHAPE[1] - BAND}
@@ -317,15 +317,15 @@ def test_broken_off_leaves_what_was_there(built, tmp_path, monkeypatch, out, for
     export(built, wanted, target)
     paths = [tmp_path / out] if form == "ome-tiff" else sorted((tmp_path / out).iterdir())
     before = [path.read_bytes() for path in paths]
-    read, calls = exporting.Source.read, []
+    read, calls = Rendition.read, []
 
-    def dying(source, box):
+    def dying(source, box, buffer):
         calls.append(box)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return read(source, box)
+        return read(source, box, buffer)
 
-    monkeypatch.setattr(exporting.Source, "read", dying)
+    monkeypatch.setattr(Rendition, "read", dying)
     with pytest.raises(KeyboardInterrupt):
         export(built, wanted, target)
     assert [path.name for path in tmp_path.iterdir()] == [out]
@@ -357,9 +357,9 @@ def test_export_that_is_there_is_replaced_only_when_asked(built, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["otsu_z0001.tif"]
 
 
-def test_label_of_any_kind_has_a_source(built):
+def test_label_of_any_kind_has_a_rendition(built):
     for label, is_label in ((None, False), ("groundtruth", True), ("otsu", True)):
-        source = open_source(built, label)
+        source = open_rendition(built, label)
         assert source.is_label == is_label
         present = source.present(Box.whole(SHAPE)).tolist()
         assert present == [z in ([0, 2, 4] if label == "groundtruth" else THERE) for z in range(5)]

@@ -20,8 +20,8 @@ from pipeline.geometry import Box
 from pipeline.ledger import Ledger
 from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.recipe import Recipe
-from pipeline.report import summarise
 from pipeline.runs import run
+from pipeline.summary import summarise
 from pipeline.tables import RunTables, resize_volume
 from pipeline.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
@@ -237,6 +237,16 @@ def test_edge_of_a_shard_that_is_another_one_is_not_trusted(tmp_path: Path) -> N
     assert_same_arrays(volume.path, "otsu", "reference")
 
 
+def test_grey_levels_of_what_was_never_read_are_not_counted(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 40, 2600))
+    remove(volume.image.full.shard_file((0, 0, 1)))
+    assert run(run_config(volume)).tiles.failed == 3  # of six: its own, and one that needs its edge
+    tables = RunTables(volume, "otsu")
+    grey = tables.grey.read().sum(axis=(0, 1, 2))
+    assert grey.sum() == 40 * 3 * 512
+    np.testing.assert_array_equal(grey, tables.truth("groundtruth").histogram.read().sum(axis=(0, 1, 2, 3)))
+
+
 def test_label_of_another_program_is_in_nobody_s_way(volume: Volume) -> None:
     label = volume.path / "labels" / "napari"
     zarr.create_group(label, zarr_format=3)
@@ -262,7 +272,7 @@ FEW_FILES = """
 import resource, sys
 from pathlib import Path
 from pipeline.cli import app, main
-import pipeline.runs, pipeline.terminal
+import pipeline.runs, pipeline.terminal.meter, pipeline.terminal.results
 sys.argv = ["kesm", *sys.argv[1:]]
 open_now = len(list(Path("/proc/self/fd").iterdir()))
 resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 2, open_now + 2))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from sklearn import metrics
 
 from pipeline import figures
 from pipeline.confusion import Counts, scores
-from pipeline.errors import ConfigError, MissingInputError, RegionError
+from pipeline.errors import ConfigError, DamageError, MissingInputError, RegionError
 from pipeline.excerpt import Excerpt, choose_level, read_excerpt, spans
 from pipeline.figures import KINDS, Request, Style, canvas
 from pipeline.figures.canvas import (
@@ -47,9 +48,10 @@ from pipeline.figures.subject import Subject
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
 from pipeline.geometry import Box
 from pipeline.histogram import joint_histogram
-from pipeline.overlay import PALETTES, overlay
+from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, overlay
 from pipeline.phantom import Phantom
 from pipeline.runs import run
+from pipeline.tables import RunTables, Status
 from pipeline.volume import Volume
 from tests.builders import MAPPING, run_config
 from tests.command import kesm
@@ -250,6 +252,120 @@ def test_tables_and_voxels_give_an_overlay_the_same_counts(volume):
     assert fine.counts == coarse.counts is not None
     part = Box((0, 10, 0), (1, 500, 700))
     assert read_overlay(volume, Request(region=part, level=1), 1000).counts is None  # tiles say nothing of a part
+
+
+@pytest.mark.parametrize(
+    ("label", "way_out"),
+    [("", "restore it from a copy"), ("labels/groundtruth", "restore it"), ("labels/otsu", "`kesm run` makes it")],
+    ids=["image", "truth", "mask"],
+)
+def test_lost_shard_is_no_picture(mine, label, way_out, tmp_path):
+    """It would be black, not annotated, or missed."""
+    (mine.path / label / "0/c/2/0/0").unlink()
+    for kind in ("overlay", "overview") if label == "" else ("overlay",):
+        answer = kesm("figure", kind, mine.path, "--slice", "2", "--out", tmp_path / "f.png")
+        assert answer.code == 2, answer
+        assert re.search(rf"{label}/0: shard c/2/0/0 is missing; .*{way_out}", answer.message)
+    assert not (tmp_path / "f.png").exists()
+
+
+@pytest.mark.parametrize("label", ["groundtruth", "otsu", "otsu-confusion"])
+def test_lost_shard_of_a_level_is_no_picture(mine, label):
+    run(run_config(mine, tile=SIDE, confusion=True))
+    shard = mine.path / "labels" / label / "1/c/2/0/0"
+    shard.unlink()
+    with pytest.raises(DamageError, match=rf"{label}/1: shard c/2/0/0 is missing; "):
+        read_overlay(mine, Request(z=2, level=1), 1000)
+
+
+def test_empty_shards_are_not_lost(mine):
+    """Neither those of a truth that is not annotated there, nor those of a mask without vessels."""
+    mine.staging.mkdir()
+    truth, ledger = mine.truth("groundtruth")
+    traced = np.full(SHAPE[1:], 127, np.uint8)
+    ledger.record(2, truth.write_slice(2, traced, mine.staging), "2.png", 0)
+    mine.slices.record(2, mine.image.write_slice(2, np.zeros(SHAPE[1:], np.uint8), mine.staging), "2.png", 0)
+    mine.staging.rmdir()
+    run(run_config(mine, tile=SIDE))
+    assert not any((mine.path / "labels" / name / "0/c/2/0/0").exists() for name in ("groundtruth", "otsu"))
+    for level in (0, 1):
+        found = read_excerpt(mine, Box.of_slice(2, SHAPE), 1, level, "groundtruth", "otsu")
+        assert (found.truth == 127).all()
+        assert not found.mask.any()
+        assert found.done.all()
+
+
+def test_masks_that_are_to_be_made_again_are_not_lost(tmp_path):
+    """What `kesm verify` has marked shows the plain image; the rest of the slice stays."""
+    wide = phantom_volume(tmp_path / "wide.zarr", (1, 64, 2300))
+    run(run_config(wide, tile=64))
+    whole, status = Box.of_slice(0, wide.shape), RunTables(wide, "otsu").status
+    before = read_excerpt(wide, whole, 1, 0, "groundtruth", "otsu").mask
+    states = status.read((slice(0, 1),))
+    states[..., 2048 // 64 :] = Status.FAILED
+    status.write((slice(0, 1),), states)
+    (wide.path / "labels/otsu/0/c/0/0/1").unlink()
+    found = read_excerpt(wide, whole, 1, 0, "groundtruth", "otsu")
+    np.testing.assert_array_equal(found.mask[:, :2048], before[:, :2048])
+    assert found.mask[:, :2048].any()
+    assert (found.known_truth()[:, 2048:] == 127).all()
+
+
+def test_whole_tiles_have_the_counts_of_the_tables(volume, mine):
+    whole = Box((0, 0, SIDE), (1, SIDE, 2 * SIDE))
+    view = read_overlay(mine, Request(region=whole), 1000)
+    table, of_slice = RunTables(mine, "otsu").truth("groundtruth").counts, (slice(0, 1),)
+    counts = table.read(of_slice)
+    assert view.counts == Counts(*counts[0, 0, 1].tolist())
+    counts[0, 0, 1] = 1, 2, 3, 4
+    table.write(of_slice, counts)
+    assert read_overlay(mine, Request(region=whole), 1000).counts == Counts(1, 2, 3, 4)
+    part = Box((0, 0, SIDE), (1, SIDE, 2 * SIDE - 1))
+    found = read_overlay(mine, Request(region=part), 1000).counts
+    assert found == Counts.from_images(*(voxels(volume, name)[part.slices] for name in ("groundtruth", "otsu")))
+
+
+def slow_errors(mask: np.ndarray, truth: np.ndarray, z: int) -> np.ndarray:
+    """Of 2x2 voxels the error that most are, as many of both: missed; else a vessel, else background, if annotated."""
+    planes = [plane[z].reshape(300, 2, 350, 2).swapaxes(1, 2).reshape(300, 350, 4) for plane in (mask, truth)]
+    marked, vessel, known = planes[0] == 255, planes[1] == 255, planes[1] != 127
+    false, missed = (marked & known & ~vessel).sum(axis=2), (vessel & ~marked).sum(axis=2)
+    right = np.where((marked & vessel).any(axis=2), TP, np.where(known.any(axis=2), TN, PLAIN))
+    return np.where(missed + false > 0, np.where(false > missed, FP, FN), right)
+
+
+def test_coarse_overlay_shows_the_label_of_the_confusion(mine):
+    approximate = read_overlay(mine, Request(z=2, level=1), 1000)
+    assert approximate.excerpt.errors is None
+    run(run_config(mine, tile=SIDE, confusion=True))
+    view = read_overlay(mine, Request(z=2, level=1), 1000)
+    expected = slow_errors(voxels(mine, "otsu"), voxels(mine, "groundtruth"), 2)
+    np.testing.assert_array_equal(view.excerpt.kinds(), expected)
+    assert (approximate.excerpt.kinds() != expected).any()
+    by_label, by_eye = (
+        " ".join(text.get_text() for text in draw_overlay(each, STYLE).findobj(Text)) for each in (view, approximate)
+    )
+    assert ("approximate" in by_label, "approximate" in by_eye) == (False, True)
+    assert "and shows the error that most of them are" in by_label
+    fine = read_overlay(mine, Request(z=2, level=0), 1000).excerpt
+    assert fine.errors is None
+    RunTables(mine, "otsu").truth("groundtruth").confusion.pyramid_key.write((slice(2, 3),), 5)
+    assert read_overlay(mine, Request(z=2, level=1), 1000).excerpt.errors is None  # its levels are older than it
+    assert read_overlay(mine, Request(z=0, level=1), 1000).excerpt.errors is not None
+    RunTables(mine, "otsu").truth("groundtruth").confusion.key.write((slice(0, 1),), 5)
+    assert read_overlay(mine, Request(z=0, level=1), 1000).excerpt.errors is None  # it shows other counts
+
+
+def test_label_of_another_truth_is_not_shown(mine):
+    run(run_config(mine, tile=SIDE, confusion=True))
+    mine.staging.mkdir()
+    truth, ledger = mine.create_truth("second", MAPPING)
+    ledger.record(0, truth.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), mine.staging), "0.png", 0)
+    mine.publish_label("second")
+    mine.staging.rmdir()
+    view = read_overlay(mine, Request(name="otsu", truth="second", z=0, level=1), 1000)
+    assert view.excerpt.errors is None
+    assert set(np.unique(view.excerpt.kinds())) == {TP, FN}
 
 
 def test_overview_shows_what_there_is(volume, bare):
@@ -534,7 +650,7 @@ def test_numbers_in_words():
         (("overlay", "nowhere"), "nowhere: no such volume"),
         (("overlay", "V", "--out", "x.gif"), r"got x.gif with the ending '.gif', expected .png, .svg, .pdf"),
         (("overlay", "V", "--out", "x"), "got x with no ending"),
-        (("overlay", "V", "--out", "no/x.png"), "there is no folder .*no; make it"),
+        (("overlay", "V", "--out", "no/x.png"), "no/x.png: the folder no does not exist; make it"),
         (("overlay", "V", "--slice", "1"), "truth 'groundtruth' has nothing of slice 1, but of 0, 2"),
         (("overlay", "V", "--slice", "3"), "--slice: got 3, the volume has slices 0 to 2"),
         (("overlay", "V", "--at", "0,600,0"), "--at: got 0,600,0, the volume has z,y,x below 3,600,700"),
@@ -657,6 +773,16 @@ def test_a_large_picture_is_refused(volume):
 def test_several_slices_are_no_picture(volume):
     with pytest.raises(RegionError, match="has 3 slices, and a picture shows one"):
         read_excerpt(volume, Box.whole(SHAPE), 100)
+
+
+def test_what_killed_commands_left_of_a_figure_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f"f.png.{platform.node()}-{dead.pid}-00.partial").write_text("half")
+    (tmp_path / "f.png").write_text("old")
+    save(Figure(), tmp_path / "f.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_command_writes_the_file_that_it_names(volume, tmp_path, monkeypatch):

@@ -238,10 +238,8 @@ def test_distances_are_in_limits():
     assert found[Measure.CHATTER] == pytest.approx(2)
     distances[0, 1, 2] = 0
     assert not distances.any()
-    assert [rule.flag(1.1) for rule in RULES if rule.above] == [
-        Flag.SATURATED, Flag.BRIGHT, Flag.EMPTY, Flag.CHATTER,
-    ]  # fmt: skip
-    assert {rule.flag(-1.0) | rule.flag(1.0) | rule.flag(NAN) for rule in RULES} == {Flag(0)}
+    assert flagging.flags_of(np.full(len(RULES), 1.1)) == Flag.SATURATED | Flag.BRIGHT | Flag.EMPTY | Flag.CHATTER
+    assert not flagging.flags_of(np.array([[limit] * len(RULES) for limit in (-1.0, 1.0, NAN)])).any()
 
 
 @pytest.mark.parametrize(

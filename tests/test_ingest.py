@@ -17,6 +17,7 @@ import yaozarrs
 from PIL import Image
 
 from pipeline.config import RunConfig, ThreadsCluster
+from pipeline.engine import ThreadRunner
 from pipeline.errors import (
     ConfigError,
     ExistsError,
@@ -26,7 +27,6 @@ from pipeline.errors import (
     MissingInputError,
     ShapeMismatchError,
 )
-from pipeline.execute import ThreadRunner
 from pipeline.geometry import Box
 from pipeline.ingest import Ingested, ingest_image, ingest_label, ingest_threads
 from pipeline.lock import locked
@@ -374,7 +374,7 @@ def test_interrupted_label_leaves_nothing(tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from pathlib import Path
-from pipeline.execute import ThreadRunner
+from pipeline.engine import ThreadRunner
 from pipeline.ingest import ingest_image, ingest_label
 from pipeline.mapping import LabelOptions
 from pipeline.stack import find_pages

@@ -20,8 +20,8 @@ from pipeline.geometry import Box
 from pipeline.inspection import inspect, tile_flags
 from pipeline.phantom import Phantom
 from pipeline.quality import Measure
-from pipeline.report import describe, summarise
 from pipeline.runs import run
+from pipeline.summary import describe, summarise
 from pipeline.tables import RunTables
 from pipeline.volume import Volume
 from tests.builders import MAPPING
@@ -187,6 +187,11 @@ def test_status_tells_it(built):
     assert document["runs"][0] in everything["runs"]
 
 
+def test_document_names_the_volume_by_its_whole_path(built, monkeypatch):
+    monkeypatch.chdir(built.path)
+    assert kesm("status", f"../{built.path.name}", "--qc", "--json").document["volume"] == str(built.path)
+
+
 def test_nothing_to_inspect(tmp_path):
     volume = Volume.create(tmp_path / "brain.zarr", (2, 64, 64), "uint8")
     assert inspect(volume) == []
@@ -204,8 +209,8 @@ def test_nothing_to_inspect(tmp_path):
     [
         (["--qc", "--watch"], r"^--watch: not with --qc; leave one of them out$"),
         (["--qc", "--provenance", "otsu"], r"^--provenance: not with --qc; leave one of them out$"),
-        (["--qc", "--exclude-flagged"], r"^--qc: not with --undefined, --exclude-flagged; leave one of them out$"),
-        (["--name", "otsu"], r"^--name: got otsu, which is only for --qc"),
+        (["--qc", "--exclude-flagged"], r"^--exclude-flagged: not with --qc; leave it out$"),
+        (["--name", "otsu"], r"^--name: only with --qc; a run's provenance is --provenance NAME; leave it out$"),
         (["--qc", "--name", "none"], r"has no run 'none'; it has: "),
         (["--undefined", "never"], r"^--undefined: got 'never', expected one of article, zero, nan$"),
     ],

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pipeline import confusion_label
+from pipeline.confusion_label import confuse
 from pipeline.errors import ConfigError, ShapeMismatchError, UnsupportedImageError
-from pipeline.overlay import PALETTES, Palette, find_palette, overlay, read_colours
+from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, Palette, classify, find_palette, overlay, read_colours
 
 TRUTH = np.array([1, 0, 1, 0, 1, 1, 0, 0, 0], np.uint8).reshape(3, 3)
 MASK = np.array([1, 0, 1, 0, 0, 1, 1, 0, 0], np.uint8).reshape(3, 3)
@@ -76,6 +78,16 @@ def test_equals_the_formula_of_each_voxel(layers, alpha):
     image, mask = layers[0], layers[2] & 255
     truth = np.array([0, 127, 255], np.uint8)[layers[1] % 3]
     np.testing.assert_array_equal(overlay(image, truth, mask, alpha), slow_overlay(image, truth, mask, alpha))
+
+
+def test_kinds_are_those_of_the_label():
+    """One number for each, in pictures and in labels; labels have none for background and what nobody annotated."""
+    truth, mask = (plane.astype(np.uint8) for plane in np.meshgrid([0, 127, 255], [0, 255]))
+    found, shown = classify(truth, mask), np.empty_like(truth)
+    assert found.tolist() == [[TN, PLAIN, FN], [FP, PLAIN, TP]]
+    confuse(mask, truth, shown)
+    assert shown.tolist() == np.where(found == TN, 0, found).tolist()
+    assert (TP, FP, FN) == (confusion_label.TP, confusion_label.FP, confusion_label.FN)
 
 
 @pytest.mark.parametrize("odd", [0, 1, 2], ids=["image", "truth", "mask"])

@@ -16,8 +16,8 @@ from pipeline.confusion import SCORES, Counts, Scores
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
 from pipeline.recipe import Recipe
-from pipeline.report import Summary, Tiles, describe, summarise
 from pipeline.runs import run
+from pipeline.summary import Summary, Tiles, describe, summarise
 from pipeline.tables import RunTables, Status
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config

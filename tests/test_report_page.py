@@ -26,11 +26,13 @@ from PIL import Image
 
 from pipeline.census import NOT_COUNTED, Census, census
 from pipeline.config import RunConfig
-from pipeline.confusion import Counts
+from pipeline.confusion import SCORES, Counts
 from pipeline.geometry import Box, Grid
 from pipeline.overlay import PALETTES, overlay
 from pipeline.recipe import Recipe
 from pipeline.runs import run
+from pipeline.salvage import Salvage
+from pipeline.table import Table
 from pipeline.tables import RunTables, Signal, Status
 from pipeline.volume import Volume
 from pipeline.webpage.chart import Chart, Scale
@@ -438,24 +440,27 @@ def random_census(shape: tuple[int, int, int], seed: int = 0) -> Census:
     counts = rng.multinomial(512 * 512, [0.03, 0.02, 0.02, 0.93], shape).astype(np.int64)
     counts[..., :3] = rng.integers(0, 40_000, (*shape, 3))
     quality = rng.standard_normal((*shape, 7)).astype(np.float32) ** 6
+    done = rng.random(shape) < 0.97
     return Census(
         volume=Path("/data/full.zarr"), name="otsu", truth="groundtruth", grid=grid, tiles=Box.whole(grid.cells),
-        status=np.full(shape, Status.DONE, np.uint8), done=rng.random(shape) < 0.97, voxels=np.full(shape, 512 * 512),
+        status=np.where(done, Status.DONE, Status.FAILED).astype(np.uint8), done=done, voxels=np.full(shape, 512 * 512),
         level=rng.integers(0, 256, shape).astype(float), signal=np.full(shape, Signal.NOT_ASKED, np.uint8),
         vessel=rng.integers(0, 512 * 512, shape), counts=counts, annotated=counts.sum(axis=-1), quality=quality,
+        seam=np.zeros_like(counts),
     )  # fmt: skip
 
 
 def test_full_volume_fits(volume):
     shape = (799, 16, 35)
     tiles = random_census(shape)
-    tile_map = make_map(tiles, np.ones(shape[0], bool), np.random.default_rng(1).random(shape) < 0.5)
+    tile_map = make_map(tiles)
     assert tile_map.group == 1
     picture = Picture((0, 0, 0), Box((0, 0, 0), (1, 512, 512)), 0.5, 80.0, 0.1, Counts(10**5, 10**5, 10**5, 10**5),
                       *("data:image/webp;base64," + "x" * (PICTURE_BYTES * 2 // 3),) * 2, "")  # fmt: skip
     page = gather(volume, "otsu", "groundtruth")
-    profile = replace(page.profile, **{name: np.random.default_rng(2).random(799) for name in
-                                       ("mcc", "f1", "low", "middle", "high", "vessel")})  # fmt: skip
+    rng = np.random.default_rng(2)
+    parts = {name: rng.random(799) for name in ("low", "middle", "high", "vessel", "truth")}
+    profile = replace(page.profile, scores=rng.random((799, len(SCORES))), **parts)
     rooms = tuple(Room(name, name, name, (picture,) * count) for name, count in
                   (("worst", 50), ("best", 20), ("random", 20)))  # fmt: skip
     facts = page.volume | {"shape": [799, 8026, 17480]}
@@ -464,8 +469,30 @@ def test_full_volume_fits(volume):
     assert 3_500_000 < size < 5_000_000
 
 
+def test_tables_are_read_once(volume, monkeypatch):
+    read: list[Path] = []
+    plain = Salvage.read
+
+    def watched_read(self: Salvage, table: Table) -> Any:
+        read.append(table.path)
+        return plain(self, table)
+
+    monkeypatch.setattr(Salvage, "read", watched_read)
+    gather(volume, "otsu", "groundtruth")
+    assert len(read) == len(set(read)) > 5
+
+
+def test_slices_that_are_left_out_are_counted(volume, monkeypatch):
+    page = gather(volume, "otsu", "groundtruth")
+    assert "more slices" not in render(page)
+    monkeypatch.setattr("pipeline.webpage.layout.SHOWN_SLICES", 4)
+    text = render(page)
+    assert "2 more slices are not shown." in Reader(text).words
+    assert "all numbers" not in text
+
+
 def test_map_has_every_tile(tiles, volume):
-    found = make_map(tiles, volume.slices.present(), tiles.status == Status.FAILED)
+    found = make_map(tiles)
     assert (found.cells, found.group, found.side) == ((6, 3, 4), 1, 128)
     columns = {name: decoded(column).reshape(found.cells) for name, column in found.columns.items()}
     np.testing.assert_array_equal(columns["level"], tiles.level)
@@ -484,8 +511,8 @@ def test_large_map_is_near(monkeypatch):
     monkeypatch.setattr("pipeline.webpage.tilemap.EXACT_CELLS", 10)
     tiles = random_census((3, 4, 5), seed=1)
     assert not tiles.done[2].all()
-    present = np.array([True, False, True])
-    found = make_map(tiles, present, np.zeros((3, 4, 5), bool))
+    tiles.status[1] = Status.ABSENT
+    found = make_map(tiles)
     assert found.columns.keys() == {"state", "flags", "level", "vessel", "mcc"}
     for name, expected in (("level", tiles.level), ("vessel", tiles.fraction()), ("mcc", tiles.score("mcc"))):
         column, values = found.columns[name], decoded(found.columns[name])
@@ -496,14 +523,15 @@ def test_large_map_is_near(monkeypatch):
         assert column.step == (1 if name == "level" else pytest.approx(steps))
     states = decoded(found.columns["state"]).reshape(3, 20)
     assert {STATES[int(state)] for state in states[1]} == {"absent"}
-    np.testing.assert_array_equal(states[2] == STATES.index("done"), tiles.done[2].ravel())
+    expected = np.where(tiles.done[2].ravel(), STATES.index("done"), STATES.index("failed"))
+    np.testing.assert_array_equal(states[2], expected)
 
 
 def test_too_many_tiles_share_cells(monkeypatch):
     monkeypatch.setattr("pipeline.webpage.tilemap.MAP_CELLS", 12)
     tiles = random_census((2, 5, 7))
     tiles = replace(tiles, vessel=np.where(tiles.done, tiles.vessel, NOT_COUNTED))
-    found = make_map(tiles, np.ones(2, bool), np.zeros((2, 5, 7), bool))
+    found = make_map(tiles)
     assert (found.cells, found.group, found.side) == ((2, 2, 3), 3, 1536)
     corner = (0, slice(3, 5), slice(6, 7))
     done = tiles.done[corner]
@@ -537,10 +565,10 @@ def test_mask_without_truth_has_a_colour_of_its_own():
 
 
 def test_small_picture_shows_the_errors():
-    plain, tn, tp, fp, fn = range(5)
+    plain, tp, fp, fn, tn = range(5)
     found = np.array([[tn, tn, tp, tn, fp, tp], [tn, tn, tn, tn, tp, tp], [fn, fn, plain, plain, fp, fn],
                       [fp, tp, plain, plain, tn, tn], [plain, tn, tp, tp, tn, fn]], np.uint8)  # fmt: skip
-    assert shrink_classes(found, 2).tolist() == [[tn, tp, fp], [fn, plain, fp], [tn, tp, fn]]
+    assert shrink_classes(found, 2).tolist() == [[tn, tp, fp], [fn, plain, fn], [tn, tp, fn]]
     assert shrink_classes(found, 1) is found
     image = np.array([[0, 10, 20], [30, 41, 50], [7, 8, 9]], float)
     assert shrink_image(image, 2).tolist() == [[20, 35], [8, 9]]
@@ -576,6 +604,24 @@ def test_gallery_chooses_tiles(volume, tiles):
     for picture in worst.pictures:
         assert picture.counts == Counts(*tiles.require_truth()[picture.cell].tolist())
         assert picture.box == tiles.box(picture.cell)
+
+
+@pytest.mark.parametrize("label", ["", "labels/groundtruth", "labels/otsu"], ids=["image", "truth", "mask"])
+def test_picture_of_a_lost_shard_says_why(volume, tmp_path, label):
+    """It would be black, plain, or all missed."""
+    lost = Volume(shutil.copytree(volume.path, tmp_path / "v.zarr"))
+    shard = next(path for path in sorted((lost.path / label / "0/c/2").rglob("*")) if path.is_file())
+    shard.unlink()
+    answer = kesm("report", lost.path, "--name", "otsu", "--out", tmp_path)
+    assert answer.code == 3, answer
+    (file,) = tmp_path.glob("v-otsu*.html")
+    found = make_gallery(lost, census(lost, "otsu", "groundtruth"))
+    problems = {picture.cell[0]: picture.problem for room in found for picture in room.pictures}
+    assert problems[2].endswith("the next `kesm run` makes it again" if "otsu" in label else "restore it from a copy")
+    assert f"{label}/0: shard {shard.relative_to(lost.path / label / '0')} is missing; " in problems[2]
+    assert problems[0] == problems[4] == ""
+    assert f"Cannot be shown: {problems[2]}" in Reader(file.read_text()).words
+    assert re.search(rf"^not read: .*{re.escape(problems[2])}$", answer.err, re.MULTILINE)
 
 
 def test_picture_that_cannot_be_read_says_why(volume, tmp_path):
@@ -787,6 +833,12 @@ def test_keys_choose_tiles(browser, files):
             assert cell in (None, tile_map.get_attribute("data-cell")), key
         assert page.locator("#slice").input_value() == "1"
         assert figures(page)["Tile"] == "slice 1, row 1, column 2"
+        for key, said in (("ArrowLeft", "row 1, column 1: done"), ("PageDown", "slice 2, row 1, column 1: MCC {}"),
+                          ("ArrowRight", "row 1, column 2: MCC {}")):  # fmt: skip
+            tile_map.press(key)
+            assert page.locator("#tile-words").inner_text() == said.format(figures(page)["MCC"]), key
+        assert page.locator("[aria-live]").count() == 1  # or each key would be read out several times
+        assert page.locator("[aria-describedby]").count() == 0
         # Everything that can be operated can be reached, in the order of the page.
         page.locator(".skip").focus()
         reached: list[str] = []
@@ -813,6 +865,24 @@ def test_picture_is_shown_larger(browser, files):
         button.press("Enter")
         page.keyboard.press("Escape")
         assert page.locator("#enlarged[open]").count() == 0
+        assert (watch.said, watch.asked_network) == ([], [])
+
+
+def test_old_browser_has_all_but_the_map(browser, files):
+    with watched(browser) as watch:
+        page = watch.page
+        page.add_init_script("delete window.DecompressionStream")
+        page.goto(files["otsu"].as_uri())
+        page.wait_for_selector("#tiles .warning")
+        assert "The map needs a newer browser" in page.locator("#tiles .warning").inner_text()
+        for gone in ("#map", "#slice", "#to-map", "#chart-note"):
+            assert page.locator(gone).count() == 0, gone
+        button = page.locator(".tiles button").nth(1)
+        button.press("Enter")
+        assert page.locator("#enlarged[open] svg image").count() == 2
+        assert page.locator("#enlarged-line").inner_text().endswith(f"--at {button.get_attribute('data-at')}")
+        page.keyboard.press("Escape")
+        page.locator("#colour-blind-choice").check()
         assert (watch.said, watch.asked_network) == ([], [])
 
 

@@ -10,9 +10,9 @@ import pytest
 from filelock import FileLock
 
 from pipeline.errors import LockedError, SchedulerError
-from pipeline.report import describe
 from pipeline.runs import run
 from pipeline.store import read_document
+from pipeline.summary import describe
 from pipeline.tables import RunTables, run_lock, run_names
 from pipeline.volume import Volume, beside
 from tests.builders import build_volume, run_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,18 +12,20 @@ import numpy as np
 import pytest
 
 from pipeline import segment
-from pipeline.errors import LockedError
+from pipeline.errors import LockedError, MemoryLimitError
 from pipeline.geometry import Box
+from pipeline.job import Job
 from pipeline.recipe import Recipe
 from pipeline.record import Column
-from pipeline.report import summarise
 from pipeline.runs import run
-from pipeline.segment import Job, run_block
+from pipeline.segment import run_block
 from pipeline.store import ShardedArray
+from pipeline.summary import summarise
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status
 from pipeline.tile import TileTables, segment_tiles
 from tests.builders import build_volume, run_config
+from tests.command import kesm
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 
@@ -121,6 +124,24 @@ def test_task_that_was_overtaken_records_nothing(tmp_path: Path) -> None:
     assert not tables.truth("groundtruth").counts_key.read().any()
     assert list(tables.failures(None)) == []
     assert run(run_config(volume)).counts == done.counts
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), MemoryLimitError("planned too much")], ids=["system", "ours"])
+def test_run_without_memory_ends_with_one_message_and_goes_on_later(
+    tmp_path: Path, raised: MemoryError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
+
+    def fail(*arguments: object) -> TileTables:
+        raise raised
+
+    monkeypatch.setattr(segment, "segment_tiles", fail)
+    message = str(raised) or r"brain\.zarr, z=0:1,y=0:64,x=0:64: there is no memory left for this block; run again with"
+    with pytest.raises(MemoryLimitError, match=message):
+        run(run_config(volume))
+    assert re.search(message, kesm("run", volume.path, "--name", "otsu").message)
+    monkeypatch.undo()
+    assert run(run_config(volume)).tiles.done == 1
 
 
 @pytest.mark.parametrize("stop", range(1, 14))

@@ -17,14 +17,15 @@ from pipeline.clahe import clahe
 from pipeline.config import LocalCluster, ThreadsCluster
 from pipeline.configfile import load_config
 from pipeline.correction import flat_field
+from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, MemoryLimitError, MissingInputError
-from pipeline.execute import ThreadRunner, ignore
+from pipeline.events import ignore
 from pipeline.geometry import Box
 from pipeline.phantom import Phantom
 from pipeline.plan import make_plan, task_bytes
 from pipeline.recipe import Recipe
-from pipeline.report import summarise
 from pipeline.runs import run, run_plan
+from pipeline.summary import summarise
 from pipeline.tables import RunTables, Signal
 from pipeline.verify import verify
 from pipeline.volume import Volume

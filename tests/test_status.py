@@ -145,7 +145,7 @@ def test_provenance_of_a_run(brain):
         pytest.param(["--provenance", "nope"], r"brain\.zarr: has no run 'nope'; it has: none yet$", id="no such run"),
         pytest.param(["--provenance", "../labels"], r"has no run '\.\./labels'; it has: none yet$", id="no name"),
         pytest.param(["--watch", "--provenance", "otsu"],
-                     r"^--watch: not with --provenance, which does not change; leave one of them out$", id="watch"),
+                     r"^--watch: not with --provenance; leave one of them out$", id="watch"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("as_json", [["--json"], []], ids=["json", "text"])

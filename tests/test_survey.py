@@ -13,7 +13,7 @@ from scipy.ndimage import median_filter
 from pipeline import survey
 from pipeline.config import LocalCluster, ThreadsCluster
 from pipeline.errors import DamageError
-from pipeline.execute import ignore
+from pipeline.events import ignore
 from pipeline.geometry import Box
 from pipeline.histogram import otsu_level
 from pipeline.plan import make_plan

@@ -13,24 +13,17 @@ import pytest
 from rich.console import Console
 
 from pipeline.confusion import SCORES, Counts, Macro, Scores, scores
-from pipeline.execute import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
+from pipeline.events import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
 from pipeline.geometry import Box
 from pipeline.plan import make_plan
 from pipeline.recipe import FixedThreshold, MedianDenoise, NoDenoise, Recipe
-from pipeline.report import Summary, Tiles, describe
 from pipeline.runs import run
-from pipeline.terminal import (
-    Meter,
-    StatusBoard,
-    activity_words,
-    make_console,
-    recipe_words,
-    score_rows,
-    show_page,
-    show_plan,
-    show_status,
-    show_summary,
-)
+from pipeline.summary import Summary, Tiles, describe
+from pipeline.terminal.console import make_console
+from pipeline.terminal.meter import Meter
+from pipeline.terminal.outlook import recipe_words, show_plan
+from pipeline.terminal.results import score_rows, show_summary
+from pipeline.terminal.status import StatusBoard, activity_words, show_status
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
 
@@ -82,7 +75,7 @@ def test_plain_lines_where_it_is_no_terminal():
 
 
 def test_lines_tell_rate_time_left_and_counts(monkeypatch):
-    monkeypatch.setattr("pipeline.terminal.PLAIN_EVERY_S", -1.0)
+    monkeypatch.setattr("pipeline.terminal.meter.PLAIN_EVERY_S", -1.0)
     stream = io.StringIO()
     with Meter("run otsu", total=5, stream=stream) as meter:
         for event in events(5, reused=1, failed=1):
@@ -115,8 +108,21 @@ def test_each_step_has_a_bar_from_its_start(monkeypatch):
     assert "0:00:00" not in last  # of the step before
 
 
+def test_blocks_that_are_looked_at_again_are_not_counted_twice(monkeypatch):
+    monkeypatch.setattr("pipeline.terminal.meter.PLAIN_EVERY_S", -1.0)
+    stream = io.StringIO()
+    one, failed = BlockDone(1000, (5, 1, 2, 900), False, False), BlockDone(0, (0, 0, 0, 0), False, True)
+    with Meter("run otsu", stream=stream) as meter:
+        for event in [JobsStarted(3), one, one, failed, JobsStarted(3), BlocksSettled(1, 1, (5, 1, 2, 900)), one]:
+            meter(event)
+    last = stream.getvalue().splitlines()[-1]
+    assert last.startswith("run otsu: 2/3, ")
+    assert " s left" in last
+    assert last.endswith("tp 10 fp 2 fn 4 tn 1.8k mcc 0.770")
+
+
 def test_number_of_blocks_may_be_unknown(monkeypatch):
-    monkeypatch.setattr("pipeline.terminal.PLAIN_EVERY_S", -1.0)
+    monkeypatch.setattr("pipeline.terminal.meter.PLAIN_EVERY_S", -1.0)
     stream = io.StringIO()
     with Meter("run", stream=stream) as meter:
         for event in events(2):
@@ -125,7 +131,7 @@ def test_number_of_blocks_may_be_unknown(monkeypatch):
 
 
 def test_blocks_that_need_no_work_come_at_once(monkeypatch):
-    monkeypatch.setattr("pipeline.terminal.PLAIN_EVERY_S", -1.0)
+    monkeypatch.setattr("pipeline.terminal.meter.PLAIN_EVERY_S", -1.0)
     stream = io.StringIO()
     with Meter("run otsu", total=9, stream=stream) as meter:
         meter(BlocksSettled(8, 7, (5, 1, 2, 900)))
@@ -365,9 +371,8 @@ def test_names_are_printed_as_they_are_and_drive_no_terminal():
         show_status(status_document(evil), [], make_console(stream))
         assert "by [red]a[/red] :skull:\ufffd[31m\ufffd on h\ufffd (" in stream.getvalue()
         assert "\x1b[31m" not in stream.getvalue()
-    stream = io.StringIO()
-    show_page("command: kesm run [b]\x1b[2J\nnext", make_console(stream))
-    assert stream.getvalue() == "command: kesm run [b]\ufffd[2J\nnext\n"
+    failed = result(failures=[(Box((1, 0, 0), (2, 5, 5)), "a\x1b[2J.png is gone")])
+    assert "failed: z=1:2,y=0:5,x=0:5: a\ufffd[2J.png is gone" in shown(failed)
 
 
 def test_board_shows_what_has_changed_elsewhere():

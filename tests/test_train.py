@@ -15,8 +15,8 @@ from pipeline.classifier import file_digest, load_classifier
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
 from pipeline.confusion import Counts
+from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, DamageError
-from pipeline.execute import ThreadRunner
 from pipeline.phantom import Phantom
 from pipeline.runs import run
 from pipeline.train import Lesson, Trained, make_lesson, train
@@ -201,7 +201,7 @@ def test_command_writes_a_model_and_says_how_to_use_it(brain: Volume, tmp_path: 
     document = check_document("train", kesm(*words, "--json").document)
     assert document["digest"] == file_digest(out)
     assert document["held_out"]["scores"]["f1"] > 0.85
-    again = kesm(*words, "--force", "--kind", "boosting", "--set", "denoise.method=none")
+    again = kesm(*words, "--replace", "--kind", "boosting", "--set", "denoise.method=none")
     assert again.code == 0
     lines = again.out.splitlines()
     assert lines[0].startswith("learned from ")
@@ -217,7 +217,7 @@ def test_configuration_may_name_the_model(brain: Volume, tmp_path: Path) -> None
     config.write_text(yaml.safe_dump(text | {"segmenter": {"kind": "classifier", "model": "mine.skops"}}))
     assert kesm("train", config).code == 0
     assert (tmp_path / "mine.skops").is_file()
-    assert "exists already; replace it with --force" in kesm("train", config).message
+    assert "exists already; overwrite it with --replace" in kesm("train", config).message
     assert kesm("plan", config).code == 0
     other = kesm("plan", config, "--set", "segmenter.digest=abc")
     assert (other.code, other.message.startswith("segmenter.digest: got abc, but ")) == (2, True)
@@ -225,7 +225,7 @@ def test_configuration_may_name_the_model(brain: Volume, tmp_path: Path) -> None
 
 def test_example_trains_the_model_that_it_applies() -> None:
     folder = Path(__file__).parents[1] / "configs"
-    lesson = make_lesson(load_config(folder / "classifier.yaml"), None, "forest", 0, force=False)
+    lesson = make_lesson(load_config(folder / "classifier.yaml"), None, "forest", 0, replace=False)
     assert lesson.out.resolve() == folder.parent / "vessels.skops"
 
 
@@ -236,8 +236,8 @@ def test_example_trains_the_model_that_it_applies() -> None:
         (["--truth", "mine"], "has no label 'mine'"),
         (["--truth", "groundtruth", "--region", "z=1:2"], "annotates nothing in z=1:2"),
         (["--truth", "groundtruth", "--kind", "forrest"], "--kind: got 'forrest', did you mean `forest`?"),
-        (["--truth", "groundtruth", "--out", "gone/m.skops"], "expected a file in a folder that is there"),
-        (["--truth", "groundtruth", "--out", "."], "--out: got ., expected a file"),
+        (["--truth", "groundtruth", "--out", "gone/m.skops"], "gone/m.skops: the folder gone does not exist"),
+        (["--truth", "groundtruth", "--out", "."], ".: is a folder; name a file in it with --out"),
     ],
     ids=["no truth", "other truth", "no annotation", "kind", "no folder", "folder"],
 )
@@ -255,9 +255,9 @@ def test_existing_file_is_kept(brain: Volume, tmp_path: Path) -> None:
     out = tmp_path / "m.skops"
     out.write_text("mine")
     message = kesm("train", brain.path, "--truth", "groundtruth", "--out", out).message
-    assert message == f"{out}: exists already; replace it with --force, or choose another --out"
+    assert message == f"{out}: exists already; overwrite it with --replace, or choose another --out"
     assert out.read_text() == "mine"
-    assert make_lesson(run_config(brain), out, "forest", 0, force=True).force
+    assert make_lesson(run_config(brain), out, "forest", 0, replace=True).replace
 
 
 @pytest.mark.parametrize(("value", "vessel"), [(0, False), (255, True)])

@@ -16,16 +16,16 @@ import pytest
 
 from pipeline import audit, disk, readback
 from pipeline import verify as verifying
+from pipeline.engine import ThreadRunner
 from pipeline.errors import StorageError, UnavailableError
-from pipeline.execute import ThreadRunner
 from pipeline.geometry import Box
 from pipeline.ledger import Ledger
 from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.readback import only_values
 from pipeline.recipe import Recipe
-from pipeline.report import summarise
 from pipeline.runs import run
 from pipeline.store import ShardedArray
+from pipeline.summary import summarise
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_lock
 from pipeline.verify import Verified, slice_bytes, verify, verify_threads
@@ -808,5 +808,5 @@ def test_verify_says_what_it_has_read(small: Volume) -> None:
 def test_threads_fit_the_memory(small: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     each, peak = slice_bytes(small)
     assert each == 3 * 600 * 700
-    monkeypatch.setattr("pipeline.verify.psutil.virtual_memory", lambda: type("Memory", (), {"available": 3 * peak}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 3 * peak}))
     assert (verify_threads(small, 8), verify_threads(small, 1)) == (2, 1)

@@ -15,6 +15,7 @@ import urllib.request
 import webbrowser
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -34,7 +35,7 @@ from pipeline.tables import RunTables
 from pipeline.view import Layer, Sight, View, make_view, parse_at
 from pipeline.volume import Volume
 from tests.browser import launched, watched
-from tests.builders import build_volume, run_config
+from tests.builders import MAPPING, build_volume, run_config
 from tests.command import kesm
 from tests.contract import check_document
 
@@ -46,7 +47,7 @@ needs_client = pytest.mark.skipif(find_spec("neuroglancer") is None, reason="the
 
 @pytest.fixture(scope="module")
 def brain(tmp_path_factory: pytest.TempPathFactory) -> Volume:
-    """Volume with a truth, a run that was compared with it, and the run's confusion as a label."""
+    """Volume with a truth, and a run that was compared with it."""
     volume = build_volume(tmp_path_factory.mktemp("view") / "brain.zarr", SHAPE)
     run(run_config(volume))
     return volume
@@ -58,14 +59,8 @@ def judged(brain: Volume, tmp_path_factory: pytest.TempPathFactory) -> Volume:
     path = tmp_path_factory.mktemp("judged") / "brain.zarr"
     shutil.copytree(brain.path, path)
     volume = Volume(path)
+    run(run_config(volume, confusion=True))
     run(run_config(volume, "yen", threshold={"method": "yen"}))
-    label, ledger = volume.create_derived("otsu-confusion")
-    volume.staging.mkdir()
-    for z in range(SHAPE[0]):
-        values = np.random.default_rng(z).choice(np.array([0, 1, 2, 3], np.uint8), SHAPE[1:])
-        ledger.record(z, label.write_slice(z, values, volume.staging), "otsu", 0)
-    volume.staging.rmdir()
-    volume.publish_label("otsu-confusion")
     return volume
 
 
@@ -116,6 +111,48 @@ def test_confusion_is_shown_instead_of_what_it_is_made_of(judged):
         "image": ("image", True), "groundtruth": ("truth", True), "yen": ("mask", True), "otsu": ("other", False),
         "otsu-confusion": ("confusion", False),
     }  # fmt: skip
+
+
+def add_truth(volume: Volume, name: str) -> None:
+    volume.staging.mkdir()
+    truth, ledger = volume.create_truth(name, MAPPING)
+    ledger.record(0, truth.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), volume.staging), "0.png", 0)
+    volume.publish_label(name)
+    volume.staging.rmdir()
+
+
+@pytest.fixture
+def mine(judged: Volume, tmp_path: Path) -> Volume:
+    """A copy that a test may change."""
+    return Volume(shutil.copytree(judged.path, tmp_path / "mine.zarr"))
+
+
+def test_confusion_with_another_truth_is_not_shown(mine):
+    add_truth(mine, "second")
+    assert names(make_view(mine, "otsu", "second").layers) == {
+        "image": ("image", True), "second": ("truth", True), "otsu": ("mask", True), "groundtruth": ("other", False),
+        "otsu-confusion": ("confusion", False), "yen": ("other", False),
+    }  # fmt: skip
+
+
+def test_name_alone_makes_no_confusion(mine):
+    mine.create_derived("yen-confusion")
+    mine.publish_label("yen-confusion")
+    shown = names(make_view(mine, "yen").layers)
+    assert (shown["yen"], shown["yen-confusion"]) == (("mask", True), ("other", False))
+
+
+def test_several_truths_are_named(mine):
+    add_truth(mine, "second")
+    assert make_view(mine, "otsu").truth == "groundtruth"  # the one that it was compared with
+    run(run_config(mine, truth="second"))
+    with pytest.raises(ConfigError, match=r"run 'otsu' was compared with groundtruth, second; choose one with --truth"):
+        make_view(mine, "otsu")
+    assert make_view(mine, "otsu", "second").truth == "second"
+    for folder in ("runs", "tiles", "labels/otsu", "labels/otsu-confusion", "labels/yen"):
+        shutil.rmtree(mine.path / folder)
+    with pytest.raises(ConfigError, match=r"mine\.zarr: has the truths groundtruth, second; choose one with --truth"):
+        make_view(mine)
 
 
 def test_looks_at_the_worst_tile(brain):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import typer
 
+from pipeline.printable import printable, printable_lines
+
 EXIT_UNEXPECTED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+
+
+class Found(Protocol):
+    """What a command has found."""
+
+    def document(self) -> dict[str, Any]: ...  # noqa: D102
+    def lines(self) -> Sequence[str]: ...  # noqa: D102
 
 
 class Terminated(BaseException):
@@ -26,6 +37,9 @@ def answering() -> Iterator[None]:
     except PipelineError as error:
         say(f"error: {error}")
         raise typer.Exit(error.exit_code) from error
+    except MemoryError as error:  # what knew more of it has said so above
+        say("error: there is no memory left; run again with fewer --threads, or a smaller --memory")
+        raise typer.Exit(EXIT_INPUT) from error
     except KeyboardInterrupt as error:
         say("interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from error
@@ -39,4 +53,24 @@ def answering() -> Iterator[None]:
 
 def say(message: str) -> None:
     """Print a message for a person; stdout belongs to results."""
-    print(message, file=sys.stderr)
+    print(printable_lines(message), file=sys.stderr)
+
+
+def show(found: Found, as_json: bool) -> None:
+    """Print a result."""
+    if as_json:
+        show_json(found.document())
+    else:
+        show_lines(*found.lines())
+
+
+def show_json(document: dict[str, Any]) -> None:
+    """Print the one JSON object of a command."""
+    print(json.dumps(document), flush=True)
+
+
+def show_lines(*lines: str) -> None:
+    """Print a result for a person."""
+    for line in lines:
+        print(printable(line))
+    sys.stdout.flush()

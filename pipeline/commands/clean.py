@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import answering
-from pipeline.commands.options import Json, Threads, parse_memory
+from pipeline.commands.answer import answering, show, show_lines
+from pipeline.commands.options import Json, Threads, VolumePath, parse_memory
 
 
 def clean(
-    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    volume: VolumePath,
     name: Annotated[str, typer.Option(help="The run whose mask is cleaned; it keeps its own.")],
     min_size: Annotated[
         int, typer.Option(metavar="VOXELS", min=1, help="Objects of fewer voxels are removed, wherever they lie.")
@@ -38,10 +36,10 @@ def clean(
     with answering():
         from pipeline.derived import Cleaning, slab_room
         from pipeline.derived import clean as clean_mask
-        from pipeline.execute import ThreadRunner
-        from pipeline.plan import available_cpus
+        from pipeline.engine import ThreadRunner
+        from pipeline.machine import available_cpus
         from pipeline.tables import RunTables
-        from pipeline.terminal import Meter
+        from pipeline.terminal.meter import Meter
         from pipeline.volume import Volume
 
         cleaning = Cleaning(name, out or f"{name}-clean", min_size, max_hole, connectivity, hole_connectivity)
@@ -49,11 +47,8 @@ def clean(
         room = slab_room(opened, workers, parse_memory(memory))
         with Meter("clean") as meter:
             cleaned = clean_mask(opened.path, cleaning, ThreadRunner(workers, meter), room, partial, replace)
-        if as_json:
-            print(json.dumps(cleaned.document()))
-        else:
-            for line in cleaned.lines():
-                print(line)
+        show(cleaned, as_json)
+        if not as_json:
             truths = [label.name for label in opened.labels().values() if label.kind == "truth"]
             for truth in [*RunTables(opened, name).truths(), *truths][:1]:
-                print(f"next: kesm validate {quote(str(volume))} --mask {cleaning.label} --truth {truth}")
+                show_lines(f"next: kesm validate {quote(str(volume))} --mask {cleaning.label} --truth {truth}")

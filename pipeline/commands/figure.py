@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import EXIT_PARTIAL, answering, say
-from pipeline.commands.options import Json, Region, configure
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say, show_json, show_lines
+from pipeline.commands.options import Json, LatestRun, Region, VolumePath, refuse_beside, region_box
+
+Kind = Annotated[
+    str, typer.Argument(metavar="KIND", help="overview, histogram, try-all, overlay, profile, map, curves or worst.")
+]
+Slice = Annotated[
+    int | None,
+    typer.Option("--slice", metavar="Z", help="One slice; pictures show the middle one of those that they can."),
+]
+At = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="The tile at a voxel.")]
+Level = Annotated[int | None, typer.Option(min=0, help="Level of the pyramid; default: as fine as shown.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="map, worst: a score, such as mcc or f1; map also: level, vessel, or focus and the like."),
+]
+PaletteName = Annotated[str | None, typer.Option(help="Colours of right and wrong: article or colour-blind.")]
+Colours = Annotated[str | None, typer.Option(metavar="tp=RRGGBB,...", help="Other colours of tp, fp, fn and tn.")]
+Alpha = Annotated[float | None, typer.Option(help="Weight of the image under the colours; default 0.5.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A .png, .svg or .pdf file; default: VOLUME-KIND.png, here.")
+]
 
 
 def figure(
-    kind: Annotated[
-        str,
-        typer.Argument(metavar="KIND", help="overview, histogram, try-all, overlay, profile, map, curves or worst."),
-    ],
-    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
-    name: Annotated[str | None, typer.Option(help="The run; default: that which was worked on last.")] = None,
+    kind: Kind,
+    volume: VolumePath,
+    name: LatestRun = None,
     truth: Annotated[str | None, typer.Option(help="The truth; default: the only one.")] = None,
     region: Region = None,
-    slice_: Annotated[
-        int | None,
-        typer.Option("--slice", metavar="Z", help="One slice; pictures show the middle one of those that they can."),
-    ] = None,
-    at: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="The tile at a voxel.")] = None,
-    level: Annotated[int | None, typer.Option(min=0, help="Level of the pyramid; default: as fine as shown.")] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="map, worst: a score, such as mcc or f1; map also: level, vessel, or focus and the like."),
-    ] = None,
-    palette: Annotated[str | None, typer.Option(help="Colours of right and wrong: article or colour-blind.")] = None,
-    colours: Annotated[
-        str | None, typer.Option(metavar="tp=RRGGBB,...", help="Other colours of tp, fp, fn and tn.")
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the image under the colours; default 0.5.")] = None,
+    slice_: Slice = None,
+    at: At = None,
+    level: Level = None,
+    metric: Metric = None,
+    palette: PaletteName = None,
+    colours: Colours = None,
+    alpha: Alpha = None,
     dpi: Annotated[int, typer.Option(help="Pixels an inch.")] = 200,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .png, .svg or .pdf file; default: VOLUME-KIND.png, here.")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Draw a figure of a volume and its runs."""
@@ -53,37 +58,25 @@ def figure(
         taken = figures.find_kind(kind).options
         given = {"truth": truth, "at": at, "level": level, "metric": metric, "palette": palette, "colours": colours,
                  "alpha": alpha}  # fmt: skip
-        refuse(kind, given, taken)
+        useless = {f"--{key}": value is not None for key, value in given.items() if key not in taken}
+        refuse_beside(useless, f"{kind} has no use for it")
         file = out or Path(f"{volume.resolve().stem}-{kind}.png")
         ending = figures.format_of(file)
         chosen = find_palette(palette or "article")
         style = figures.Style(
             chosen if colours is None else read_colours(colours, chosen), 0.5 if alpha is None else alpha, dpi
         )
-        opened = Volume(volume)
-        box = None if region is None else configure(volume, {"region": region}, None, None).region
-        request = figures.Request(
-            name, truth, None if box is None else box.box(opened.shape), slice_,
-            None if at is None else parse_at(at), level, metric or "mcc",
-        )  # fmt: skip
+        opened, place = Volume(volume), None if at is None else parse_at(at)
+        box = region_box(region, opened)
+        request = figures.Request(name, truth, box, slice_, place, level, metric or "mcc")
         drawn, damage = figures.draw_readable(kind, opened, request, style)
         figures.save(drawn, file)
         if as_json:
-            size = file.stat().st_size
-            document = {"kind": kind, "volume": str(opened.path), "file": str(file), "format": ending, "bytes": size}
-            print(json.dumps({"schema": 1, **document}))
+            about = {"kind": kind, "volume": str(opened.path), "file": str(file), "format": ending}
+            show_json({"schema": 1, **about, "bytes": file.stat().st_size})
         else:
-            print(f"wrote {file}")
+            show_lines(f"wrote {file}")
         for where, reason in damage:
             say(f"not read, and not shown: {where}: {reason}")
         if damage:
             raise typer.Exit(EXIT_PARTIAL)
-
-
-def refuse(kind: str, given: dict[str, Any], taken: Collection[str]) -> None:
-    """Refuse options that a kind of figure would ignore."""
-    from pipeline.errors import ConfigError
-
-    for option, value in given.items():
-        if value is not None and option not in taken:
-            raise ConfigError(f"--{option}: {kind} has no use for it; leave it out")

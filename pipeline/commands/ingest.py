@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from math import isfinite
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.answer import answering
-from pipeline.commands.options import Json, Threads
+from pipeline.commands.answer import answering, show_json, show_lines
+from pipeline.commands.options import Json, Threads, refuse_beside
 
 if TYPE_CHECKING:
     from pipeline.ingest import Ingested
@@ -34,17 +33,20 @@ def ingest(
 ) -> None:
     """Store image slices, or an expert's truth, as OME-Zarr."""
     with answering():
+        from pipeline.engine import ThreadRunner
         from pipeline.errors import ConfigError
-        from pipeline.execute import ThreadRunner
         from pipeline.ingest import ingest_image, ingest_label, ingest_threads
+        from pipeline.machine import available_cpus
         from pipeline.mapping import LabelOptions
-        from pipeline.plan import available_cpus
         from pipeline.stack import find_pages
-        from pipeline.terminal import Meter
+        from pipeline.terminal.meter import Meter
 
         size = parse_voxel_size(voxel_size)
-        check_ingest_options(label, {"--start-z": start_z, "--vessel-above": vessel_above, "--unlabelled": unlabelled})
-        check_ingest_options(None if label else "image", {"--append": append or None, "--voxel-size": voxel_size})
+        if label is None:
+            of_labels = {"--start-z": start_z, "--vessel-above": vessel_above, "--unlabelled": unlabelled}
+            refuse_beside({key: value is not None for key, value in of_labels.items()}, "only with --label NAME")
+        else:
+            refuse_beside({"--append": append, "--voxel-size": voxel_size is not None}, "only without --label")
         if vessel_above is not None and not isfinite(vessel_above):
             raise ConfigError(f"--vessel-above: got {vessel_above}, expected a grey level such as 127")
         pages = find_pages(slices, channel)
@@ -74,33 +76,21 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
     return z, y, x
 
 
-def check_ingest_options(allowed: str | None, options: dict[str, Any]) -> None:
-    """Refuse options that would be ignored: those of a label without one, and those of an image with one."""
-    from pipeline.errors import ConfigError
-
-    given = [option for option, value in options.items() if value is not None]
-    if given and allowed is None:
-        other = "only with --label NAME" if "--start-z" in options else "only without --label"
-        raise ConfigError(f"{', '.join(given)}: {other}; leave it out")
-
-
 def show_ingested(done: Ingested, as_json: bool) -> None:
     """Print what was written where."""
     first, last = min(done.slices), max(done.slices)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "schema": 1, "volume": str(done.volume), "label": done.label, "slices": list(done.slices),
-                    "shape": list(done.shape), "placed": done.placed, "mapping": done.mapping or None,
-                }
-            )
+        show_json(
+            {
+                "schema": 1, "volume": str(done.volume), "label": done.label, "slices": list(done.slices),
+                "shape": list(done.shape), "placed": done.placed, "mapping": done.mapping or None,
+            }
         )  # fmt: skip
         return
     what = f"label {done.label}" if done.label else "image"
     count = f"{len(done.slices)} slices, {first} to {last}" if last > first else f"slice {first}"
-    print(f"{what}: {count}, {done.placed}, in {done.volume}")
-    if done.label is None:
-        print(f"next: kesm run {quote(str(done.volume))}")
-    else:
-        print(f"next: kesm run {quote(str(done.volume))} --truth {done.label}")
+    truth = f" --truth {done.label}" if done.label else ""
+    show_lines(
+        f"{what}: {count}, {done.placed}, in {done.volume}",
+        f"next: kesm run {quote(str(done.volume))}{truth}",
+    )

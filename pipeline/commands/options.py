@@ -10,16 +10,23 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.geometry import Box
+    from pipeline.volume import Volume
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+VolumePath = Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")]
 Target = Annotated[Path, typer.Argument(metavar="CONFIG|VOLUME", help="A YAML configuration, or a volume.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; default one for each CPU.")]
 Truth = Annotated[str | None, typer.Option(help="Label to compare the mask with.")]
 Name = Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")]
+LatestRun = Annotated[str | None, typer.Option(help="The run; default: that which was worked on last.")]
 Region = Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")]
 Memory = Annotated[str | None, typer.Option(help="Memory of the whole run, such as 4GB.")]
 Scheduler = Annotated[str | None, typer.Option(help="threads, local, or tcp://host:port of a Dask scheduler.")]
 Foreground = Annotated[str | None, typer.Option(help="Whether vessels are dark or bright.")]
+UndefinedRule = Annotated[
+    str, typer.Option(help="A score that is 0 / 0: article (1 if all is right, else the lowest), zero or nan.")
+]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Throw away a run of this name that was made with another recipe.")
 ]
@@ -70,6 +77,39 @@ def configure(
         overrides |= {"cluster.engine": "address", "cluster.address": scheduler}
     overrides |= dict(parse_assignment(assignment) for assignment in assignments or [])
     return load_config(target, overrides)
+
+
+def region_box(text: str | None, volume: Volume) -> Box | None:
+    """``z=0:10`` as voxels of a volume."""
+    region = None if text is None else configure(volume.path, {"region": text}, None, None).region
+    return None if region is None else region.box(volume.shape)
+
+
+def refuse_together(given: Mapping[str, bool]) -> None:
+    """Refuse two options of which one at most can be followed."""
+    from pipeline.errors import ConfigError
+
+    options = [option for option, there in given.items() if there]
+    if len(options) > 1:
+        raise ConfigError(f"{options[0]}: not with {options[1]}; leave one of them out")
+
+
+def refuse_beside(given: Mapping[str, bool], why: str) -> None:
+    """Refuse options that would be ignored."""
+    from pipeline.errors import ConfigError
+
+    options = [option for option, there in given.items() if there]
+    if options:
+        raise ConfigError(f"{', '.join(options)}: {why}; leave {'it' if len(options) == 1 else 'them'} out")
+
+
+def expect_one(given: Mapping[str, bool]) -> None:
+    """Refuse anything but one of two options."""
+    from pipeline.errors import ConfigError
+
+    if sum(given.values()) != 1:
+        got = "both" if all(given.values()) else "neither"
+        raise ConfigError(f"{', '.join(given)}: got {got}, expected one of them")
 
 
 def parse_memory(text: str | None) -> int | None:

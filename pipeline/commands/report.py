@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import EXIT_PARTIAL, answering, say
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say, show_json, show_lines
 from pipeline.commands.options import Json
 
 
@@ -31,11 +30,9 @@ def report(
         for line in gaps:
             say(line)
         if as_json:
-            print(json.dumps(written.document()))
+            show_json(written.document())
         else:
-            for one in written.reports:
-                print(one.file)
-            if written.index is not None:
-                print(f"{written.index} (all of them)")
+            index = [] if written.index is None else [f"{written.index} (all of them)"]
+            show_lines(*(str(one.file) for one in written.reports), *index)
         if gaps:
             raise typer.Exit(EXIT_PARTIAL)

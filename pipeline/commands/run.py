@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.commands.answer import EXIT_PARTIAL, Terminated, answering, say
+from pipeline.commands.answer import EXIT_PARTIAL, Terminated, answering, say, show_json, show_lines
 from pipeline.commands.options import (
     Confusion,
     ExcludeFlagged,
@@ -50,9 +49,11 @@ def run(
         options = run_options(truth, name, region, threads, memory, foreground)
         options |= {"exclude_flagged": exclude_flagged or None, "confusion": confusion or None}
         config = configure(target, options, scheduler, assignments)
+        from pipeline.confusion_label import confusion_name
         from pipeline.plan import make_plan
         from pipeline.runs import run_plan
-        from pipeline.terminal import Meter, show_summary
+        from pipeline.terminal.meter import Meter
+        from pipeline.terminal.results import show_summary
 
         plan = make_plan(config, replace=replace)
         try:
@@ -62,12 +63,11 @@ def run(
             say(stopped(plan))
             raise
         if as_json:
-            print(json.dumps(summary.document()))
+            show_json(summary.document())
         else:
+            labels = {"mask": plan.name} | ({"confusion": confusion_name(plan.name)} if plan.confusion else {})
             show_summary(summary)
-            print(f"mask: {plan.volume / 'labels' / plan.name}")
-            if plan.confusion:
-                print(f"confusion: {plan.volume / 'labels' / plan.name}-confusion")
+            show_lines(*(f"{kind}: {plan.volume / 'labels' / label}" for kind, label in labels.items()))
         if summary.tiles.failed:
             raise typer.Exit(EXIT_PARTIAL)
 
@@ -91,12 +91,12 @@ def plan(
         options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options | {"confusion": confusion or None}, scheduler, assignments)
         from pipeline.plan import make_plan, tiles_done
-        from pipeline.terminal import show_plan
+        from pipeline.terminal.outlook import show_plan
 
         made = make_plan(config, replace=replace)
         done = tiles_done(made)
         if as_json:
-            print(json.dumps(made.document() | {"tiles_done": done}))
+            show_json(made.document() | {"tiles_done": done})
         else:
             show_plan(made, done)
 
@@ -104,7 +104,7 @@ def plan(
 def stopped(plan: Plan) -> str:
     """What an interrupted run has done."""
     from pipeline.errors import PipelineError
-    from pipeline.report import summarise
+    from pipeline.summary import summarise
     from pipeline.volume import Volume
 
     try:

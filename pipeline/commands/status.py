@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.commands.answer import answering
-from pipeline.commands.options import ExcludeFlagged, Json
+from pipeline.commands.answer import answering, show_json, show_lines
+from pipeline.commands.options import ExcludeFlagged, Json, UndefinedRule, VolumePath, refuse_beside, refuse_together
 
 if TYPE_CHECKING:
-    from pipeline.report import Summary
+    from pipeline.summary import Summary
 
 WATCH_EVERY_S = 2.0
 
@@ -23,7 +21,7 @@ Description = tuple[dict[str, Any], "list[Summary]"]
 
 
 def status(
-    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    volume: VolumePath,
     watch: Annotated[
         bool,
         typer.Option("--watch", help="Look again every two seconds, until Ctrl-C (which ends it with exit code 0)."),
@@ -35,19 +33,19 @@ def status(
         bool, typer.Option("--qc", help="Print which slices and tiles are unlike the others instead, of each run.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="With --qc: of this run alone.")] = None,
-    undefined: Annotated[
-        str, typer.Option(help="A score that is 0 / 0: article (1 if all is right, else the lowest), zero or nan.")
-    ] = "article",
+    undefined: UndefinedRule = "article",
     exclude_flagged: ExcludeFlagged = False,
     as_json: Json = False,
 ) -> None:
     """Say what a volume holds, how far each of its runs is, and who is working on it."""
     with answering(), suppress(KeyboardInterrupt) if watch else nullcontext():
-        check_options({"--watch": watch, "--provenance": run_name is not None, "--qc": qc})
-        if name is not None and not qc:
-            refuse(f"--name: got {name}, which is only for --qc; a run's provenance is --provenance {name}")
-        if undefined != "article" or exclude_flagged:
-            check_options({"--provenance": run_name is not None, "--qc": qc, "--undefined, --exclude-flagged": True})
+        instead = {"--provenance": run_name is not None, "--qc": qc}
+        refuse_together({"--watch": watch} | instead)
+        if not qc:
+            refuse_beside({"--name": name is not None}, "only with --qc; a run's provenance is --provenance NAME")
+        if any(instead.values()):
+            of_scores = {"--undefined": undefined != "article", "--exclude-flagged": exclude_flagged}
+            refuse_beside(of_scores, f"not with {' and '.join(key for key in instead if instead[key])}")
         if qc:
             show_inspection(volume, name, as_json)
         elif run_name is not None:
@@ -56,10 +54,10 @@ def status(
             watch_status(volume, undefined, exclude_flagged, as_json)
         else:
             document, summaries = look(volume, undefined, exclude_flagged)
-            from pipeline.terminal import show_status
+            from pipeline.terminal.status import show_status
 
             if as_json:
-                print(json.dumps(document))
+                show_json(document)
             else:
                 show_status(document, summaries)
 
@@ -68,7 +66,7 @@ def look(volume: Path, undefined: str, exclude_flagged: bool) -> Description:
     """What a volume holds now, opened anew."""
     from pipeline.confusion import parse_undefined
     from pipeline.flags import FLAG_NAMES, flag_of
-    from pipeline.report import describe
+    from pipeline.summary import describe
     from pipeline.volume import Volume
 
     exclude = flag_of(FLAG_NAMES if exclude_flagged else ())
@@ -78,53 +76,37 @@ def look(volume: Path, undefined: str, exclude_flagged: bool) -> Description:
 def show_inspection(volume: Path, name: str | None, as_json: bool) -> None:
     """Print what quality control says of runs."""
     from pipeline.inspection import inspect
-    from pipeline.terminal import show_page
     from pipeline.volume import Volume
 
-    found = inspect(Volume(volume), name)
+    opened = Volume(volume)
+    found = inspect(opened, name)
     if as_json:
-        print(json.dumps({"schema": 1, "volume": str(volume), "runs": [run.document() for run in found]}))
+        show_json({"schema": 1, "volume": str(opened.path), "runs": [run.document() for run in found]})
     else:
-        show_page("\n".join(line for run in found for line in run.lines()) or "no runs yet")
+        show_lines(*([line for run in found for line in run.lines()] or ["no runs yet"]))
 
 
 def show_provenance(volume: Path, run_name: str, as_json: bool) -> None:
     """Print what made the mask of a run."""
     from pipeline.provenance import page, provenance
-    from pipeline.terminal import show_page
     from pipeline.volume import Volume
 
     document = provenance(Volume(volume), run_name)
     if as_json:
-        print(json.dumps(document))
+        show_json(document)
     else:
-        show_page(page(document))
+        show_lines(*page(document).splitlines())
 
 
 def watch_status(volume: Path, undefined: str, exclude_flagged: bool, as_json: bool) -> NoReturn:
     """Show a volume's status again and again until a signal comes; as JSON, an object a line."""
-    from pipeline.terminal import StatusBoard
+    from pipeline.terminal.status import StatusBoard
 
     with nullcontext() if as_json else StatusBoard() as board:
         while True:
             document, summaries = look(volume, undefined, exclude_flagged)
             if board is None:
-                print(json.dumps(document), flush=True)
+                show_json(document)
             else:
                 board.show(document, summaries)
             time.sleep(WATCH_EVERY_S)
-
-
-def check_options(given: dict[str, bool]) -> None:
-    """Refuse options that do not go with each other."""
-    words: Sequence[str] = [option for option, there in given.items() if there]
-    if len(words) > 1:
-        reason = ", which does not change" if "--watch" in words and "--provenance" in words else ""
-        refuse(f"{words[0]}: not with {words[1]}{reason}; leave one of them out")
-
-
-def refuse(message: str) -> NoReturn:
-    """End with a message about the options."""
-    from pipeline.errors import ConfigError
-
-    raise ConfigError(message)

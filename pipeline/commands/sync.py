@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.answer import EXIT_PARTIAL, answering, say
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say, show_json, show_lines
 from pipeline.commands.options import Json
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def sync(
         from pipeline.configfile import load_config
         from pipeline.sync import check_sync, sync_every
         from pipeline.sync import sync as sync_once
-        from pipeline.terminal import Meter
+        from pipeline.terminal.meter import Meter
 
         loaded = load_config(config)
         check_sync(loaded)
@@ -36,9 +35,9 @@ def sync(
         with Meter("sync") as meter:
             synced = sync_once(loaded, meter)
         if as_json:
-            print(json.dumps(synced.document()))
+            show_json(synced.document())
         else:
-            print(f"sync {synced.line()}")
+            show_lines(f"sync {synced.line()}")
             say_notes(synced)
         if synced.partial:
             raise typer.Exit(EXIT_PARTIAL)
@@ -68,9 +67,9 @@ def log_round(outcome: Synced | Exception, as_json: bool) -> None:
     elif isinstance(outcome, Exception):
         say(f"{now()} unexpected error: {type(outcome).__name__}: {outcome}")
     elif as_json:
-        print(json.dumps(outcome.document()), flush=True)
+        show_json(outcome.document())
     else:
-        print(f"{now()} sync {outcome.line()}", flush=True)
+        show_lines(f"{now()} sync {outcome.line()}")
         say_notes(outcome)
 
 

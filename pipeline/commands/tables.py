@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import EXIT_PARTIAL, answering, say
-from pipeline.commands.options import Json, Region, Truth, configure
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say, show_json, show_lines
+from pipeline.commands.options import Json, LatestRun, Region, UndefinedRule, VolumePath, region_box
 
 
 def tables(
-    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    volume: VolumePath,
     out: Annotated[Path, typer.Option(help="File that is written: it ends in .csv or .parquet.")],
-    name: Annotated[str | None, typer.Option(help="The run; default: that which was worked on last.")] = None,
-    truth: Truth = None,
+    name: LatestRun = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Counts and scores against this one; default: the only one that there are.")
+    ] = None,
     region: Region = None,
-    undefined: Annotated[
-        str, typer.Option(help="A score that is 0 / 0: article (1 if all is right, else the lowest), zero or nan.")
-    ] = "article",
+    undefined: UndefinedRule = "article",
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite the file if it is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -32,13 +31,12 @@ def tables(
 
         check_sheet(out, replace)
         opened, rule = Volume(volume), parse_undefined(undefined)
-        chosen = None if region is None else configure(volume, {"region": region}, None, None).region
-        topic = Topic(name, truth, None if chosen is None else chosen.box(opened.shape), rule)
+        topic = Topic(name, truth, region_box(region, opened), rule)
         sheet = write_sheet(opened, topic, out, replace)
         if as_json:
-            print(json.dumps(sheet.document()))
+            show_json(sheet.document())
         else:
-            print(sheet)
+            show_lines(str(sheet))
         for line in sheet.gaps():
             say(line)
         if sheet.failures:

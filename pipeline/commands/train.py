@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import answering
-from pipeline.commands.options import Foreground, Json, Region, Set, Target, Threads, Truth, configure, run_options
+from pipeline.commands.answer import answering, show
+from pipeline.commands.options import Foreground, Json, Region, Set, Target, Threads, configure, run_options
 
 
 def train(
@@ -19,8 +18,8 @@ def train(
     ] = None,
     kind: Annotated[str, typer.Option(help="What is trained: forest or boosting.")] = "forest",
     seed: Annotated[int, typer.Option(min=0, help="The same one gives the same model.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
-    truth: Truth = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a model that is there.")] = False,
+    truth: Annotated[str | None, typer.Option(help="Label to learn from.")] = None,
     region: Region = None,
     threads: Threads = None,
     foreground: Foreground = None,
@@ -31,17 +30,13 @@ def train(
     with answering():
         options = run_options(truth, None, region, threads, None, foreground)
         config = configure(target, options, None, assignments)
-        from pipeline.execute import ThreadRunner
-        from pipeline.plan import available_cpus
-        from pipeline.terminal import Meter
+        from pipeline.engine import ThreadRunner
+        from pipeline.machine import available_cpus
+        from pipeline.terminal.meter import Meter
         from pipeline.train import make_lesson
         from pipeline.train import train as train_classifier
 
-        lesson, workers = make_lesson(config, out, kind, seed, force), threads or available_cpus()
+        lesson, workers = make_lesson(config, out, kind, seed, replace), threads or available_cpus()
         with Meter("train") as meter:
             trained = train_classifier(config, lesson, ThreadRunner(workers, meter), workers)
-        if as_json:
-            print(json.dumps(trained.document()))
-        else:
-            for line in trained.lines():
-                print(line)
+        show(trained, as_json)

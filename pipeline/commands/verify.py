@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import EXIT_PARTIAL, answering, say
-from pipeline.commands.options import Json, Threads
+from pipeline.commands.answer import EXIT_PARTIAL, answering, say, show
+from pipeline.commands.options import Json, Threads, VolumePath
 
 
 def verify(
-    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
+    volume: VolumePath,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only report; else what a run must make again is marked as failed.")
     ] = False,
@@ -22,9 +20,9 @@ def verify(
 ) -> None:
     """Read everything of a volume back, and list what is not as it was recorded."""
     with answering():
-        from pipeline.execute import ThreadRunner
-        from pipeline.plan import available_cpus
-        from pipeline.terminal import Meter
+        from pipeline.engine import ThreadRunner
+        from pipeline.machine import available_cpus
+        from pipeline.terminal.meter import Meter
         from pipeline.verify import slice_bytes, verify_threads
         from pipeline.verify import verify as verify_volume
         from pipeline.volume import Volume
@@ -36,10 +34,6 @@ def verify(
             verified = verify_volume(opened, runner, mark=not dry_run)
         for note in verified.notes:
             say(note)
-        if as_json:
-            print(json.dumps(verified.document()))
-        else:
-            for line in verified.lines():
-                print(line)
+        show(verified, as_json)
         if verified.findings:
             raise typer.Exit(EXIT_PARTIAL)

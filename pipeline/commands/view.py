@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import webbrowser
@@ -13,16 +12,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.answer import answering, say
-from pipeline.commands.options import Json
+from pipeline.commands.answer import answering, say, show_json, show_lines
+from pipeline.commands.options import Json, LatestRun, VolumePath
 
 WAIT_S = 0.5  # at a time: a signal that comes just before a sleep begins does not end it
 TERMINAL_BROWSERS = {"elinks", "links", "lynx", "w3m", "www-browser"}  # they cannot draw it, and take the terminal
 
 
 def view(
-    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
-    name: Annotated[str | None, typer.Option(help="Run to show; default: that which was worked on last.")] = None,
+    volume: VolumePath,
+    name: LatestRun = None,
     truth: Annotated[str | None, typer.Option(help="Truth to show; default: what the run was compared with.")] = None,
     at: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="Voxel to look at first; default: the run's worst tile.")
@@ -49,11 +48,13 @@ def view(
         ):
             if as_json:
                 where = {"url": made.url(server.origin), "host": host, "port": server.port}
-                print(json.dumps({"schema": 1, **where, **made.document()}), flush=True)
+                show_json({"schema": 1, **where, **made.document()})
             else:
-                print(f"{made.volume.name}: {made.legend}; at {made.sight.reason}")
-                print(f"viewer: {server.origin}/ (until Ctrl-C)")
-                print(f"napari: {made.napari}", flush=True)
+                show_lines(
+                    f"{made.volume.name}: {made.legend}; at {made.sight.reason}",
+                    f"viewer: {server.origin}/ (until Ctrl-C)",
+                    f"napari: {made.napari}",
+                )
             if not server.is_private:
                 say(f"note: whoever reaches port {server.port} of this machine can see the volume")
             if not no_browser:

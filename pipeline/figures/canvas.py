@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextToPath
 from numpy.typing import NDArray
 
-from pipeline.disk import disk_errors, write_file
-from pipeline.errors import ConfigError, MissingInputError
+from pipeline.draft import check_place, draft_file
+from pipeline.errors import ConfigError
 from pipeline.ome import VoxelSize
 from pipeline.overlay import PALETTES, Palette
 
@@ -110,15 +109,14 @@ def format_of(path: Path) -> str:
     ------
     ConfigError
         If it is not one of the three.
-    MissingInputError
-        If there is no folder for it.
+    ExistsError, MissingInputError, StorageError
+        If it cannot be written; see `check_place`.
     """
     ending = path.suffix.lower().removeprefix(".")
     if ending not in FORMATS:
         got = f"the ending {path.suffix!r}" if path.suffix else "no ending"
         raise ConfigError(f"--out: got {path} with {got}, expected {', '.join(f'.{each}' for each in FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise MissingInputError(f"--out: there is no folder {path.absolute().parent}; make it, or choose another one")
+    check_place(path, replace=True)
     return ending
 
 
@@ -129,8 +127,8 @@ def save(figure: Figure, path: Path, dpi: int | None = None) -> None:
 
     Raises
     ------
-    ConfigError
-        If the ending is none of .png, .svg and .pdf.
+    ConfigError, ExistsError, MissingInputError, StorageError
+        As `format_of`, and if the system refuses to write.
     """
     kind = format_of(path)
     buffer = io.BytesIO()
@@ -142,8 +140,8 @@ def save(figure: Figure, path: Path, dpi: int | None = None) -> None:
             figure.savefig(buffer, format=kind, dpi=dpi or figure.dpi, metadata=_METADATA[kind])
     finally:
         quiet.setLevel(before)
-    with disk_errors(path):
-        write_file(path, [buffer.getvalue()], path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial"))
+    with draft_file(path, replace=True) as draft:
+        draft.write_bytes(buffer.getvalue())
 
 
 def hexadecimal(colour: tuple[int, int, int]) -> str:

@@ -8,14 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from pipeline.census import NOT_COUNTED, Census
-from pipeline.comparison import average_precision, ceiling, roc_auc
-from pipeline.confusion import SCORES, Counts, scores, tile_scores
+from pipeline.comparison import average_precision, ceiling, curves, roc_auc
+from pipeline.confusion import Counts, scores
 from pipeline.figures.canvas import MARGIN, TEXT_PT, TITLE_PT, Page, Style, line_height, settings, wrapped
-from pipeline.figures.exhibit import Profile
+from pipeline.figures.exhibit import Profile as Exhibit
 from pipeline.figures.pictures import NAMES
 from pipeline.figures.tryout import Distribution
 from pipeline.histogram import BACKGROUND, UNLABELLED, VESSEL
+from pipeline.profile import Profile, profile_of
 
 # Of Okabe and Ito, who chose them for every kind of colour vision; markers and dashes tell them apart, too.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#000000")
@@ -69,11 +69,7 @@ def draw_histogram(found: Distribution, style: Style) -> Figure:
 def draw_curves(found: Distribution, style: Style) -> Figure:
     """ROC and precision-recall curves of all levels, with the methods' and the run's operating points."""
     subject = found.subject
-    below = np.cumsum(np.concatenate([np.zeros((3, 1)), found.table], axis=1), axis=1)
-    above = below[:, -1:] - below
-    true, false = above[VESSEL] / above[VESSEL, 0], above[BACKGROUND] / above[BACKGROUND, 0]
-    marked = above[VESSEL] + above[BACKGROUND]
-    precision = np.divide(above[VESSEL], marked, out=np.full(marked.shape, np.nan), where=marked > 0)
+    false, true, precision = curves(found.table)
     auc, average = roc_auc(found.table), average_precision(found.table)
     with settings():
         title = f"{subject.title}, {subject.where}: every level there is"
@@ -108,7 +104,7 @@ def draw_curves(found: Distribution, style: Style) -> Figure:
         return figure
 
 
-def draw_profile(profile: Profile, style: Style) -> Figure:
+def draw_profile(profile: Exhibit, style: Style) -> Figure:
     """Scores, levels and vessel fraction of every slice."""
     subject, found = profile.subject, profile.census
     slices = np.arange(found.tiles.start[0], found.tiles.stop[0])
@@ -119,10 +115,11 @@ def draw_profile(profile: Profile, style: Style) -> Figure:
         title, note = f"{subject.title}, {subject.where}: slice by slice", f"run {found.name}{against}, {done}"
         figure = _sheet(title, note, (8.6, 0.4 + 1.9 * parts), style)
         panels = list(np.atleast_1d(figure.subplots(parts, 1, sharex=True)))
+        of_slices = profile_of(found)
         if found.counts is not None:
-            _plot_scores(panels[0], slices, found.counts)
-        _plot_levels(panels[-2], slices, found.level)
-        _plot_vessel(panels[-1], slices, found)
+            _plot_scores(panels[0], slices, of_slices)
+        _plot_levels(panels[-2], slices, of_slices)
+        _plot_vessel(panels[-1], slices, of_slices)
         panels[-1].set_ylabel("vessel, part of voxels")
         panels[-1].yaxis.set_major_formatter(PercentFormatter(1.0))
         panels[-1].set_ylim(0, max(panels[-1].get_ylim()[1] * 1.05, 1e-3))
@@ -136,39 +133,26 @@ def draw_profile(profile: Profile, style: Style) -> Figure:
         return figure
 
 
-def _plot_scores(axes: Axes, slices: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-    summed = tile_scores(counts.sum(axis=(1, 2)))
+def _plot_scores(axes: Axes, slices: NDArray[np.int64], found: Profile) -> None:
     for number, name in enumerate(PROFILE_SCORES):
-        _plot(axes, slices, summed[:, SCORES.index(name)], NAMES[name], number)
+        _plot(axes, slices, found.score(name), NAMES[name], number)
     axes.set_ylabel("score of the slice")
-    axes.set_ylim(min(0.0, float(np.nanmin(summed, initial=0.0))) - 0.03, 1.03)
+    axes.set_ylim(min(0.0, float(np.nanmin(found.scores, initial=0.0))) - 0.03, 1.03)
 
 
-def _plot_levels(axes: Axes, slices: NDArray[np.int64], levels: NDArray[np.float64]) -> None:
-    flat = levels.reshape(len(levels), -1)
-    three = np.full((3, len(levels)), np.nan)
-    for index, of_slice in enumerate(flat):
-        known = of_slice[~np.isnan(of_slice)]
-        if known.size:
-            three[:, index] = known.min(), np.median(known), known.max()
-    axes.fill_between(slices, three[0], three[2], color="#0072b2", alpha=0.15, linewidth=0, label="lowest to highest")
-    _plot(axes, slices, three[1], "median of tiles", 0)
-    if np.isnan(three).all():
+def _plot_levels(axes: Axes, slices: NDArray[np.int64], found: Profile) -> None:
+    axes.fill_between(slices, found.low, found.high, color="#0072b2", alpha=0.15, linewidth=0,
+                      label="lowest to highest")  # fmt: skip
+    _plot(axes, slices, found.middle, "median of tiles", 0)
+    if np.isnan(found.middle).all():
         axes.text(0.5, 0.5, "this method has no level of tiles", transform=axes.transAxes, ha="center", va="center")
         axes.yaxis.set_major_locator(NullLocator())
     axes.set_ylabel("level, grey levels")
 
 
-def _plot_vessel(axes: Axes, slices: NDArray[np.int64], found: Census) -> None:
-    traced = None if found.counts is None else found.counts.sum(axis=(1, 2))
-    if traced is None or (found.vessel != NOT_COUNTED)[found.done].all():
-        known = found.vessel != NOT_COUNTED
-        marked, voxels = (np.where(known, part, 0).sum(axis=(1, 2)) for part in (found.vessel, found.voxels))
-        _plot(axes, slices, _ratio(marked, voxels), "mask", 0)
-    else:  # the run did not count its vessels
-        _plot(axes, slices, _ratio(traced[:, 0] + traced[:, 1], traced.sum(axis=1)), "mask, where annotated", 0)
-    if traced is not None:
-        _plot(axes, slices, _ratio(traced[:, 0] + traced[:, 2], traced.sum(axis=1)), "truth, where annotated", 5)
+def _plot_vessel(axes: Axes, slices: NDArray[np.int64], found: Profile) -> None:
+    _plot(axes, slices, found.vessel, "mask, where annotated" if found.where_annotated else "mask", 0)
+    _plot(axes, slices, found.truth, "truth, where annotated", 5)
 
 
 def _plot(axes: Axes, slices: NDArray[np.int64], values: NDArray[np.float64], label: str, number: int) -> None:
@@ -181,12 +165,6 @@ def _plot(axes: Axes, slices: NDArray[np.int64], values: NDArray[np.float64], la
         slices[known], values[known], color=COLOURS[number], linewidth=1.2 if known.all() else 0.9, label=label,
         linestyle=DASHES[number % 4], marker=MARKERS[number] if few else None, markersize=4,
     )  # fmt: skip
-
-
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    found = np.full(whole.shape, np.nan)
-    np.divide(part, whole, out=found, where=whole > 0)
-    return found
 
 
 def _operating_points(found: Distribution) -> list[tuple[str, Counts]]:

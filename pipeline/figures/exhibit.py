@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, MissingInputError
 from pipeline.excerpt import Excerpt, read_excerpt, require_slice, spans
 from pipeline.figures.subject import Request, Subject, done_slices, find_subject, one_slice, truth_names, truth_slices
 from pipeline.geometry import Box, Grid, Triple
+from pipeline.keys import valid_tiles
 from pipeline.tables import RunTables, run_names
 from pipeline.volume import Volume
 
@@ -99,9 +100,10 @@ def read_overlay(volume: Volume, request: Request, pixels: int) -> View:
         if (found := _look(subject)) is not None and not found.done.any():
             found.require_readable(f"run {subject.run!r} has no mask that is known to be right in {subject.where}")
         raise
-    known, tile_counts = excerpt.known_truth(), _tile_counts(subject, _look(subject))
-    counts = Counts.from_images(known, excerpt.mask) if excerpt.level == 0 and excerpt.mask is not None else None
-    return View(subject, excerpt, counts or tile_counts)
+    counts, known = _tile_counts(subject, _look(subject)), excerpt.known_truth()
+    if counts is None and excerpt.level == 0 and excerpt.mask is not None:
+        counts = Counts.from_images(known, excerpt.mask)
+    return View(subject, excerpt, counts)
 
 
 def _look(subject: Subject) -> Census | None:
@@ -113,10 +115,13 @@ def _look(subject: Subject) -> Census | None:
 
 
 def _tile_counts(subject: Subject, found: Census | None) -> Counts | None:
-    """Counts of a box of whole tiles, from the tables of the run."""
+    """Counts of a box of whole tiles, from the tables of the run, where all that have a mask have counts."""
     if found is None or found.truth is None or found.truth != subject.truth:
         return None
     if found.grid.round_out(subject.box) != subject.box or not found.done.any():
+        return None
+    volume = subject.volume
+    if (valid_tiles(volume, RunTables(volume, found.name), None, found.tiles) != found.done).any():
         return None
     return Counts(*found.require_truth().sum(axis=(0, 1, 2)).tolist())
 

@@ -33,7 +33,7 @@ from pipeline.figures.canvas import (
 from pipeline.figures.exhibit import Gallery, Sample, TileMap, View
 from pipeline.figures.tryout import Trial
 from pipeline.histogram import TRUTH_UNLABELLED
-from pipeline.overlay import overlay
+from pipeline.overlay import blend
 
 OVERVIEW_IN, OVERLAY_IN, MAP_IN = 4.5, 11.0, 7.0
 """Longer side of a picture in inches, at most: so fine a level of the pyramid is read."""
@@ -70,10 +70,11 @@ def draw_overview(view: View, style: Style) -> Figure:
 def draw_overlay(view: View, style: Style) -> Figure:
     """The image under the colours of its confusion."""
     excerpt, subject = view.excerpt, view.subject
-    truth, mask = excerpt.known_truth(), excerpt.mask
-    pixels = overlay(excerpt.image, truth, np.zeros_like(truth) if mask is None else mask, style.alpha, style.palette)
+    pixels = blend(excerpt.image, excerpt.kinds(), style.alpha, style.palette)
     notes = [f"run {subject.name} against {subject.truth}" + (f": {_sentence(view.counts)}" if view.counts else "")]
-    if excerpt.level:
+    if excerpt.errors is not None:
+        notes.append(_level_notes(view, labels=False)[0].rstrip(".") + ", and shows the error that most of them are.")
+    elif excerpt.level:
         notes.append(_level_notes(view, labels=True)[0].rstrip(".") + ", so right and wrong are approximate here.")
     with settings():
         return draw_pictures(
@@ -182,15 +183,13 @@ def _shaded(tile_map: TileMap) -> tuple[NDArray[np.uint8], ScalarMappable]:
 
 def _sample_panel(title: str, metric: str, sample: Sample, style: Style) -> Panel:
     excerpt, counts = sample.excerpt, sample.counts
-    truth = excerpt.known_truth()
-    mask = np.zeros_like(truth) if excerpt.mask is None else excerpt.mask
     z, y, x = excerpt.box.start
     lines = [
         f"{title}: {metric} {sample.score:.3f}",
         f"at {z},{y},{x}",
         f"TP {counts.tp:,}  FP {counts.fp:,}  FN {counts.fn:,}",
     ]
-    return Panel(overlay(excerpt.image, truth, mask, style.alpha, style.palette), lines)
+    return Panel(blend(excerpt.image, excerpt.kinds(), style.alpha, style.palette), lines)
 
 
 def _legend(style: Style, excerpts: Sequence[Excerpt]) -> list[Swatch]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import Census, census, choose_run, latest_run
+from pipeline.census import Census, census, choose_run, compared_truths, latest_run
 from pipeline.errors import ConfigError, MissingInputError, RegionError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.keys import valid_tiles
@@ -172,8 +172,7 @@ def _choose_truth(volume: Volume, name: str | None, truth: str | None) -> str | 
         return truth
     known = truth_names(volume)
     if len(known) > 1 and name in run_names(volume):
-        compared = [other for other in RunTables(volume, str(name)).truths() if other in known]
-        known = compared or known
+        known = compared_truths(volume, RunTables(volume, str(name))) or known
     return known[0] if len(known) == 1 else None
 
 

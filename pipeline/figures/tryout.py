@@ -16,8 +16,9 @@ from pipeline.errors import DamageError, MissingInputError
 from pipeline.excerpt import Excerpt, read_excerpt, require_slice
 from pipeline.figures.subject import Request, Subject, find_subject, one_slice, truth_names, truth_slices
 from pipeline.geometry import Box, Grid
-from pipeline.histogram import TRUTH_VESSEL, UNLABELLED, WINDOWED_LEVELS, bin_top, level_counts, rebin
+from pipeline.histogram import TRUTH_VESSEL, UNLABELLED, WINDOWED_LEVELS, bin_tops, level_counts, rebin
 from pipeline.recipe import Recipe
+from pipeline.rendition import open_rendition
 from pipeline.scene import Scene
 from pipeline.tables import RunTables
 from pipeline.tally import valid_histograms
@@ -115,11 +116,10 @@ def read_distribution(volume: Volume, request: Request, pixels: int) -> Distribu
             f"{volume.path}: run {subject.run!r} was compared with no truth, so grey levels are known of the whole "
             "volume and of one tile (--at) only; leave out the region, or compare it with `kesm run --truth`"
         )
-    tops = np.array([bin_top(index, window) for index in range(WINDOWED_LEVELS)], np.int64)
     levels = found.level[~np.isnan(found.level)]
     own = (float(levels.min()), float(np.median(levels)), float(levels.max())) if levels.size else None
     counts = None if found.counts is None else Counts(*found.counts.sum(axis=(0, 1, 2)).tolist())
-    return Distribution(replace(subject, truth=truth), table, tops, dark, method_levels(table), own, counts)
+    return Distribution(replace(subject, truth=truth), table, bin_tops(window), dark, method_levels(table), own, counts)
 
 
 def read_curves(volume: Volume, request: Request, pixels: int) -> Distribution:
@@ -171,7 +171,7 @@ def _one_tile(subject: Subject, request: Request, side: int) -> Box:
     _, rows, columns = tiles.shape
     chosen = (z, tiles.start[1] + rows // 2, tiles.start[2] + columns // 2)
     if subject.truth is not None and subject.volume.truth(subject.truth)[1].present()[z]:
-        traced = subject.volume.truth(subject.truth)[0].full.read(grid.voxels(tiles))[0]
+        traced = open_rendition(subject.volume, subject.truth).read(grid.voxels(tiles))
         first = grid.voxels(tiles).start
         found = {cell: (traced[grid.box(cell).relative_to(first).slices[1:]] == TRUTH_VESSEL).sum() for cell in tiles}
         if max(found.values()):

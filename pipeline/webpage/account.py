@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.webpage.markup import Markup, count, facts, join, number, table, tag
+from pipeline.webpage.markup import Markup, count, facts, join, left_out, number, table, tag
 from pipeline.webpage.page import Page
 
 SHOWN_FAILURES, SHOWN_ATTEMPTS, SHOWN_SLICES = 100, 20, 200
@@ -29,14 +29,10 @@ def image_quality(page: Page) -> Markup:
     slices = [[z, words] for z, words in flagged.slices[:SHOWN_SLICES]]
     if slices:
         made.append(table(f"Slices that are flagged: {len(flagged.slices):,}", ["Slice", "Unusual"], slices))
-        made += _left_out(len(flagged.slices), SHOWN_SLICES, "slices")
+        made += left_out(len(flagged.slices), SHOWN_SLICES, "slices")
     else:
         made.append(tag("p", "No slice as a whole is flagged."))
     return join(made)
-
-
-def _left_out(total: int, shown: int, what: str) -> list[Markup]:
-    return [tag("p", f"{total - shown:,} more {what} are not shown.")] if total > shown else []
 
 
 def outcome(page: Page) -> Markup:
@@ -64,14 +60,14 @@ def outcome(page: Page) -> Markup:
     if summary.failures:
         body = [[str(box), reason] for box, reason in summary.failures[:SHOWN_FAILURES]]
         made.append(table(f"Failures: {len(summary.failures):,}", ["Voxels", "Reason"], body, id="failures"))
-        made += _left_out(len(summary.failures), SHOWN_FAILURES, "failures")
+        made += left_out(len(summary.failures), SHOWN_FAILURES, "failures")
         made.append(tag("p", "The same kesm run again does what has failed, and nothing else."))
     else:
         made.append(tag("p", "Nothing has failed."))
     if page.problems:
         body = [[problem] for problem in page.problems[:SHOWN_FAILURES]]
         made.append(table(f"Cannot be read: {len(page.problems):,}", ["What"], body, id="unreadable"))
-        made += _left_out(len(page.problems), SHOWN_FAILURES, "of them")
+        made += left_out(len(page.problems), SHOWN_FAILURES, "of them")
         made.append(tag("p", "What depends on these is missing from this page."))
     return join(made)
 
@@ -93,7 +89,7 @@ def origin(page: Page) -> Markup:
     body = [_attempt(attempt) for attempt in attempts[-SHOWN_ATTEMPTS:]]
     head = ["Attempt", "Who", "Begun", "Ended", "Outcome", "Command"]
     made.append(table("Attempts, oldest first", head, body, id="attempts"))
-    made += _left_out(len(attempts), SHOWN_ATTEMPTS, "attempts, older ones,")
+    made += left_out(len(attempts), SHOWN_ATTEMPTS, "attempts, older ones,")
     return join(made)
 
 

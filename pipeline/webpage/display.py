@@ -43,7 +43,7 @@ def tile_display(page: Page) -> Markup:
     canvas = tag(
         "canvas", "A map of the tiles of one slice.", id="map", tabindex=0, role="application",
         aria_label="Map of the tiles of a slice. Arrow keys choose a tile, Page Up and Page Down the slice, Home and "
-        "End the first and last column.", aria_describedby="figures",
+        "End the first and last column.",
     )  # fmt: skip
     states = [tag("li", tag("span", class_=f"state {kind}"), words) for kind, words in _STATES.items()]
     keys = join([
@@ -54,7 +54,7 @@ def tile_display(page: Page) -> Markup:
         "div",
         tag("h3", "The chosen tile"),
         tag("div", tag("dl", id="figures-list", class_="facts"), tag("p", "To see it in the viewer:"),
-            tag("code", id="view-line", class_="command"), id="figures", aria_live="polite"),
+            tag("code", id="view-line", class_="command"), id="figures"),
     )  # fmt: skip
     grouped = (
         tag("p", f"There are too many tiles to send around: each cell is a square of {tile_map.group} × "
@@ -63,7 +63,8 @@ def tile_display(page: Page) -> Markup:
     note = "Click a tile, or choose one with the arrow keys; Page Up and Page Down change the slice."
     return join(filter(None, [
         tag("noscript", tag("p", "The map needs JavaScript; all else on this page does not.", class_="warning")),
-        grouped, tag("p", note, class_="soft screen"), controls, tag("p", id="slice-words", aria_live="polite"),
+        grouped, tag("p", note, class_="soft screen", id="map-note"), controls, tag("p", id="slice-words"),
+        tag("p", id="tile-words", class_="unseen", aria_live="polite"),
         tag("div", tag("div", canvas, keys), figures, class_="map"),
     ]))  # fmt: skip
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pipeline.census import compared_truths
 from pipeline.disk import disk_errors
 from pipeline.draft import draft_file
 from pipeline.errors import ExistsError, MissingInputError, PipelineError
-from pipeline.report import Summary
+from pipeline.summary import Summary
 from pipeline.tables import RunTables, run_names
 from pipeline.volume import Volume
 from pipeline.webpage.layout import fill_template, render
@@ -167,8 +168,7 @@ def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> Iterator[Topic
                 f"{volume.path}: has no run {' or '.join(map(repr, names))}; it has: {', '.join(known[volume.path])}"
             )
         for name in wanted:
-            truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
-            for truth in truths or [None]:
+            for truth in compared_truths(volume, RunTables(volume, name)) or (None,):
                 yield Topic(volume.path, name, truth)
 
 

@@ -13,9 +13,9 @@ from pipeline.confusion import Counts
 from pipeline.errors import PipelineError
 from pipeline.excerpt import to_grey
 from pipeline.geometry import Box, Triple, ceil_div
-from pipeline.histogram import TRUTH_BACKGROUND, TRUTH_VESSEL
-from pipeline.overlay import PALETTES
+from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify
 from pipeline.pixels import encode_png, encode_webp
+from pipeline.rendition import open_rendition
 from pipeline.volume import Volume
 
 WORST, BEST, RANDOM = 50, 20, 20
@@ -25,7 +25,7 @@ PICTURE_BYTES = 16_000
 
 _SEED = 20
 _QUALITIES = (70, 50, 30, 15, 5, 0)
-_PLAIN, _TN, _TP, _FP, _FN, _MARKED = range(6)
+_MARKED = 5  # after the kinds of `pipeline.overlay`
 _MARKED_COLOUR = (255, 140, 0)  # of a mask without a truth: none of those of a comparison
 
 
@@ -144,9 +144,9 @@ class _Artist:
 
     def _encode(self, box: Box) -> tuple[str, str]:
         volume, tiles = self._volume, self._tiles
-        image = volume.image.full.read(box)[0]
-        mask = volume.label(tiles.name).full.read(box)[0] != 0
-        truth = None if tiles.truth is None else volume.truth(tiles.truth)[0].full.read(box)[0]
+        image = open_rendition(volume, None).read(box)
+        mask = open_rendition(volume, tiles.name).read(box) != 0
+        truth = None if tiles.truth is None else open_rendition(volume, tiles.truth).read(box)
         return encode_tile(to_grey(volume, image), classes(truth, mask), self._factor)
 
 
@@ -156,10 +156,10 @@ def encode_tile(grey: NDArray[np.uint8], found: NDArray[np.uint8], factor: int) 
     Measured: 3 kB a tile of the demo, at most 8; marked at random, the overlay alone takes 20, and is shrunk once more.
     """
     article = PALETTES["article"]
-    colours = ((0, 0, 0), article.tn, article.tp, article.fp, article.fn, _MARKED_COLOUR)
+    colours = ((0, 0, 0), article.tp, article.fp, article.fn, article.tn, _MARKED_COLOUR)  # in order of the kinds
     for coarser in (1, 2, 4):
         image = shrink_image(grey.astype(np.float64), coarser * factor)
-        overlay = encode_png(shrink_classes(found, coarser * factor), colours, clear=_PLAIN)
+        overlay = encode_png(shrink_classes(found, coarser * factor), colours, clear=PLAIN)
         for quality in _QUALITIES:
             data = encode_webp(image, quality)
             if len(data) + len(overlay) <= PICTURE_BYTES:
@@ -168,30 +168,28 @@ def encode_tile(grey: NDArray[np.uint8], found: NDArray[np.uint8], factor: int) 
 
 
 def classes(truth: NDArray[np.uint8] | None, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """What each voxel of a tile, (y, x), is: plain, TN, TP, FP, FN; or plain and marked, where nothing is annotated.
+    """What each voxel of a tile, (y, x), is: a kind of `pipeline.overlay`; or marked, where nothing is annotated.
 
     A tile with some annotation shows none of the mask beside it, as `pipeline.overlay.overlay`.
     """
-    annotated = (
-        np.zeros(mask.shape, np.bool_) if truth is None else (truth == TRUTH_VESSEL) | (truth == TRUTH_BACKGROUND)
-    )
-    if truth is None or not annotated.any():
-        return np.where(mask, _MARKED, _PLAIN).astype(np.uint8)
-    vessel = truth == TRUTH_VESSEL
-    found = np.where(mask, np.where(vessel, _TP, _FP), np.where(vessel, _FN, _TN))
-    return np.where(annotated, found, _PLAIN).astype(np.uint8)
+    if truth is not None and (kinds := classify(truth, mask)).any():
+        return kinds
+    return np.where(mask, np.uint8(_MARKED), np.uint8(PLAIN))
 
 
 def shrink_classes(found: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Bring squares of voxels together: the error with the most voxels shows, else a vessel, else the background."""
+    """Bring squares of voxels together: the error with the most voxels shows, else a vessel, else the background.
+
+    As many of both errors show as missed, as in `pipeline.confusion_label`.
+    """
     if factor == 1:
         return found
     shares = {kind: _means((found == kind).astype(np.float64), factor) for kind in range(_MARKED + 1)}
-    out = np.full(shares[_PLAIN].shape, _PLAIN, np.uint8)
-    for kind in (_TN, _TP, _MARKED):
+    out = np.full(shares[PLAIN].shape, PLAIN, np.uint8)
+    for kind in (TN, TP, _MARKED):
         out[shares[kind] > 0] = kind
-    wrong = np.maximum(shares[_FP], shares[_FN])
-    out[wrong > 0] = np.where(shares[_FP] >= shares[_FN], _FP, _FN)[wrong > 0]
+    wrong = np.maximum(shares[FP], shares[FN])
+    out[wrong > 0] = np.where(shares[FP] > shares[FN], FP, FN)[wrong > 0]
     return out
 
 

@@ -17,10 +17,10 @@ from pipeline.comparison import LEAST_SLICES, Place, describe
 from pipeline.confusion import SCORES
 from pipeline.flags import Flag
 from pipeline.geometry import Box
-from pipeline.report import Summary
+from pipeline.summary import Summary
 from pipeline.webpage.account import image_quality, origin, outcome
 from pipeline.webpage.display import colour_filter, first_cell, picture_display, tile_display, view_line
-from pipeline.webpage.markup import Markup, bar, count, escape, facts, island, join, number, score, table, tag
+from pipeline.webpage.markup import Markup, bar, count, escape, facts, island, join, left_out, number, score, table, tag
 from pipeline.webpage.page import Page, flag_words
 from pipeline.webpage.plots import curve_charts, histogram_chart, profile_charts
 from pipeline.webpage.tilemap import STATES
@@ -84,7 +84,11 @@ def _data(page: Page) -> dict[str, Any]:
         "states": STATES,
         "flags": [flag_words(flag) for flag in Flag],
         "map": page.tile_map.document(),
-        "profile": {name: _nullable(getattr(profile, name)) for name in ("mcc", "middle", "vessel")},
+        "profile": {
+            "mcc": _nullable(profile.score("mcc")),
+            "middle": _nullable(profile.middle),
+            "vessel": _nullable(profile.vessel),
+        },
     }
 
 
@@ -186,16 +190,17 @@ def _mean(macro: Mapping[str, Any] | None, name: str) -> Markup:
 
 def _slices(page: Page) -> Markup:
     profile, depth = page.profile, page.volume["shape"][0]
-    note = tag("p", "A click on a chart chooses the slice of the map below.", class_="soft screen")
+    note = tag("p", "A click on a chart chooses the slice of the map below.", class_="soft screen", id="chart-note")
     body = [
-        [z, *(_plain(values[z], ".4f") for values in (profile.mcc, profile.f1)),
+        [z, *(_plain(values[z], ".4f") for values in (profile.score("mcc"), profile.score("f1"))),
          *(_plain(values[z], ".4g") for values in (profile.low, profile.middle, profile.high)),
          _plain(100 * profile.vessel[z], ".3f")]
         for z in range(min(depth, SHOWN_SLICES))
     ]  # fmt: skip
     head = ["Slice", "MCC", "F1", "Lowest level", "Median level", "Highest level", "% vessel"]
     numbers = tag("details", tag("summary", "The numbers"), tag("div", table("Numbers of each slice", head, body,
-                  class_="numbers"), class_="tallest"), class_="screen")  # fmt: skip
+                  class_="numbers"), class_="tallest"), *left_out(depth, SHOWN_SLICES, "slices"),
+                  class_="screen")  # fmt: skip
     return join([profile_charts(page), note, numbers])
 
 

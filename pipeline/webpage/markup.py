@@ -76,6 +76,11 @@ def table(caption: object, head: Iterable[object], body: Iterable[Iterable[objec
     return tag("div", made, class_="scroll", tabindex="0", role="group", aria_label=caption)
 
 
+def left_out(total: int, shown: int, what: str) -> list[Markup]:
+    """Say how many more there are of what is shown; nothing where that is all."""
+    return [tag("p", f"{total - shown:,} more {what} are not shown.")] if total > shown else []
+
+
 def facts(pairs: Iterable[tuple[object, object]]) -> Markup:
     """Make a list of names and values."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="facts")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.comparison import average_precision, ceiling, roc_auc
+from pipeline.comparison import average_precision, ceiling, curves, roc_auc
 from pipeline.histogram import BACKGROUND, UNLABELLED, VESSEL
 from pipeline.webpage.chart import Chart, legend, span
 from pipeline.webpage.markup import Markup, join, tag
@@ -19,11 +19,12 @@ def profile_charts(page: Page) -> Markup:
     """Scores, level and vessel of each slice, below each other."""
     profile = page.profile
     parts: list[Markup] = []
-    if np.isfinite(profile.mcc).any():
-        chart = _chart(page, ("profile-score", "Scores of each slice", "score"), _said("MCC", profile.mcc))
-        chart.y = span([*profile.mcc, *profile.f1], 0.02)
-        chart.line(_points(profile.f1), "two")
-        chart.line(_points(profile.mcc), "one")
+    mcc, f1 = profile.score("mcc"), profile.score("f1")
+    if np.isfinite(mcc).any():
+        chart = _chart(page, ("profile-score", "Scores of each slice", "score"), _said("MCC", mcc))
+        chart.y = span([*mcc, *f1], 0.02)
+        chart.line(_points(f1), "two")
+        chart.line(_points(mcc), "one")
         parts += [chart.svg(), legend([("line", "one", "MCC"), ("line", "two", "F1")])]
     if np.isfinite(profile.middle).any():
         chart = _chart(
@@ -38,7 +39,8 @@ def profile_charts(page: Page) -> Markup:
         chart = _chart(page, ("profile-vessel", "Vessel in each slice", "% vessel"), _said("Percent vessel", percent))
         chart.y = (0.0, span(percent, 0.1)[1])
         chart.line(_points(percent), "one")
-        parts += [chart.svg(), legend([("line", "one", "part of the voxels that the mask calls vessel")])]
+        which = "annotated voxels" if profile.where_annotated else "voxels"
+        parts += [chart.svg(), legend([("line", "one", f"part of the {which} that the mask calls vessel")])]
     return tag("div", *parts, class_="wide profile")
 
 
@@ -58,7 +60,7 @@ def _said(what: str, values: NDArray[np.float64]) -> str:
     low, high = (int(known[pick(values[known])]) for pick in (np.argmin, np.argmax))
     return (
         f"{what} of {known.size} of {values.size} slices: lowest {values[low]:.4g} at slice {low}, highest "
-        f"{values[high]:.4g} at slice {high}, median {np.median(values[known]):.4g}. The table below has all numbers."
+        f"{values[high]:.4g} at slice {high}, median {np.median(values[known]):.4g}. The numbers are below."
     )
 
 
@@ -100,10 +102,7 @@ def curve_charts(page: Page) -> Markup | None:
     area = roc_auc(pooled)
     if area is None or counts is None:
         return None
-    vessel, background = (np.append(np.cumsum(pooled[row][::-1])[::-1], 0) for row in (VESSEL, BACKGROUND))
-    recall, wrong = vessel / vessel[0], background / background[0]
-    marked = vessel + background
-    precision = np.divide(vessel, marked, out=np.full(marked.shape, math.nan), where=marked > 0)
+    wrong, recall, precision = curves(pooled)
     best = ceiling(pooled)
     at = 0 if best is None else int(best.level) + 1  # the mask is what is above the level
     average = average_precision(pooled) or 0.0

@@ -14,7 +14,7 @@ from pipeline.census import NOT_COUNTED, Census
 from pipeline.confusion import SCORES, tile_scores
 from pipeline.flags import flag_tiles
 from pipeline.geometry import ceil_div
-from pipeline.tables import Signal
+from pipeline.tables import Signal, Status
 
 MAP_CELLS = 460_000
 """Cells of a map: the 447,440 tiles of a full volume fit; of smaller tiles, some share a cell."""
@@ -81,24 +81,15 @@ class TileMap:
         }
 
 
-def make_map(tiles: Census, present: NDArray[np.bool_], failed: NDArray[np.bool_]) -> TileMap:
-    """Make the map of a census of a whole volume.
-
-    Parameters
-    ----------
-    tiles : Census
-    present : ndarray
-        bool (z,): slices that exist.
-    failed : ndarray
-        bool (z, y, x): tiles that have failed, unless they are done.
-    """
+def make_map(tiles: Census) -> TileMap:
+    """Make the map of a census of a whole volume."""
     depth, height, width = tiles.tiles.shape
     group = 1
     while depth * ceil_div(height, group) * ceil_div(width, group) > MAP_CELLS and group < max(height, width):
         group += 1
     cells = (depth, ceil_div(height, group), ceil_div(width, group))
     exact = depth * cells[1] * cells[2] <= EXACT_CELLS
-    columns = {"state": _coded(_largest(_states(tiles, present, failed), group).astype(np.float64))}
+    columns = {"state": _coded(_largest(_states(tiles), group).astype(np.float64))}
     if tiles.quality is not None:
         flags = flag_tiles(tiles.quality, tiles.done)
         merged = _reduced(np.bitwise_or, flags, group)
@@ -135,12 +126,10 @@ def _packed(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
 
 
-def _states(tiles: Census, present: NDArray[np.bool_], failed: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    states = np.full(tiles.done.shape, STATES.index("pending"), np.uint8)
-    states[failed] = STATES.index("failed")
-    states[tiles.done] = STATES.index("done")
+def _states(tiles: Census) -> NDArray[np.uint8]:
+    names = {Status.ABSENT: "absent", Status.PENDING: "pending", Status.DONE: "done", Status.FAILED: "failed"}
+    states = np.array([STATES.index(names[state]) for state in Status], np.uint8)[tiles.status]
     states[tiles.done & (tiles.signal == Signal.NONE)] = STATES.index("no signal")
-    states[~present] = STATES.index("absent")
     return states
 
 

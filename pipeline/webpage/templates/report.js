@@ -16,12 +16,40 @@
   if (!canvas) return;
 
   const { cells: [depth, height, width], group, side, columns } = report.map;
-  for (const column of Object.values(columns)) column.values = await unpack(column);
   const VIRIDIS = [0x440154, 0x472d7b, 0x3b528b, 0x2c728e, 0x21918c, 0x28ae80, 0x5ec962, 0xaddc30, 0xfde725];
   const slider = by("slice"), measure = by("measure");
   const [, rows, wide] = report.shape;
   const [, high, across] = report.voxel_size_um ?? [1, 1, 1];
-  let [z, y, x] = report.start;
+  let [z, y, x] = report.start, said = z;
+
+  // The pictures work without the map.
+  const dialog = by("enlarged");
+  for (const button of document.querySelectorAll(".tiles button")) {
+    button.addEventListener("click", () => {
+      const cell = button.dataset.cell.split(",").map(Number);
+      choose([cell[0], Math.floor(cell[1] / group), Math.floor(cell[2] / group)]);
+      by("enlarged-picture").replaceChildren(button.querySelector("svg").cloneNode(true));
+      by("enlarged-words").textContent = button.parentElement.querySelector("figcaption").textContent;
+      showLine("enlarged-line", button.dataset.at);
+      dialog.showModal();
+    });
+  }
+  by("to-map").addEventListener("click", () => {
+    dialog.close();
+    canvas.scrollIntoView({ block: "center" });
+    canvas.focus();
+  });
+
+  try {
+    for (const column of Object.values(columns)) column.values = await unpack(column);
+  } catch (error) {
+    const warning = document.createElement("p");
+    warning.className = "warning";
+    warning.textContent = `The map needs a newer browser (${error}); all else on this page does not.`;
+    canvas.closest(".map").replaceWith(warning);
+    for (const useless of [slider.closest(".controls"), by("map-note"), by("chart-note"), by("slice-words"), by("to-map")]) useless.remove();
+    return;
+  }
 
   async function unpack({ step, data }) {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -117,17 +145,17 @@
     return about + (Number.isInteger(found) ? found.toLocaleString("en-US") : found.toFixed(1));
   }
 
+  const unusual = (flags) => report.flags.filter((_, bit) => flags & (1 << bit)).join(", ") || "nothing";
   const NAMES = { mcc: "MCC", level: "Level", vessel: "Vessel", tp: "Found (TP)", fp: "Too much (FP)", fn: "Missed (FN)", tn: "Background (TN)" };
 
   function show() {
     const index = position(), right = Math.min((x + 1) * side, wide), bottom = Math.min((y + 1) * side, rows);
-    const flags = columns.flags && value("flags", index);
     const facts = [
       ["Tile", group > 1 ? `slice ${z}, ${group} × ${group} tiles` : `slice ${z}, row ${y}, column ${x}`],
       ["Voxels", `y ${y * side} to ${bottom}, x ${x * side} to ${right}`],
       ["State", report.states[value("state", index)]],
       ...Object.entries(NAMES).filter(([name]) => columns[name]).map(([name, words]) => [words, written(name, value(name, index))]),
-      ...(columns.flags ? [["Unusual", report.flags.filter((_, bit) => flags & (1 << bit)).join(", ") || "nothing"]] : []),
+      ...(columns.flags ? [["Unusual", unusual(value("flags", index))]] : []),
     ];
     by("figures-list").replaceChildren(...facts.map(([name, words]) => {
       const entry = document.createElement("div"), term = document.createElement("dt"), text = document.createElement("dd");
@@ -173,16 +201,30 @@
     }
   }
 
+  // One sentence for who does not see the map, which is read out whenever it changes.
+  function say() {
+    const name = measure.value, index = position(), found = value(name, index), state = report.states[value("state", index)];
+    const words = name === "flags" && Number.isFinite(found) ? unusual(found)
+      : NAMES[name] && Number.isFinite(found) ? `${NAMES[name]} ${written(name, found)}` : state;
+    by("tile-words").textContent = `${z === said ? "" : `slice ${z}, `}row ${y}, column ${x}: ${words}`;
+    said = z;
+  }
+
   function choose(next) {
     const bound = (number, length) => Math.min(Math.max(number, 0), length - 1);
     [z, y, x] = [bound(next[0], depth), bound(next[1], height), bound(next[2], width)];
+    if (root.dataset.ready) update();
+  }
+
+  function update() {
     showSlice();
     show();
     draw();
+    if (root.dataset.ready) say();
   }
 
   slider.addEventListener("input", () => choose([Number(slider.value), y, x]));
-  measure.addEventListener("change", draw);
+  measure.addEventListener("change", update);
   canvas.addEventListener("click", (event) => {
     const frame = canvas.getBoundingClientRect();
     const row = (event.clientY - frame.top) / frame.height * rows, column = (event.clientX - frame.left) / frame.width * wide;
@@ -205,25 +247,8 @@
     });
   }
 
-  const dialog = by("enlarged");
-  for (const button of document.querySelectorAll(".tiles button")) {
-    button.addEventListener("click", () => {
-      const cell = button.dataset.cell.split(",").map(Number);
-      choose([cell[0], Math.floor(cell[1] / group), Math.floor(cell[2] / group)]);
-      by("enlarged-picture").replaceChildren(button.querySelector("svg").cloneNode(true));
-      by("enlarged-words").textContent = button.parentElement.querySelector("figcaption").textContent;
-      showLine("enlarged-line", button.dataset.at);
-      dialog.showModal();
-    });
-  }
-  by("to-map").addEventListener("click", () => {
-    dialog.close();
-    canvas.scrollIntoView({ block: "center" });
-    canvas.focus();
-  });
-
   window.addEventListener("resize", draw);
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
-  choose([z, y, x]);
+  update();
   root.dataset.ready = "true";
 })();

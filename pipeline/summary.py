@@ -12,20 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.activity import Activity, activity
-from pipeline.census import failed_tiles
+from pipeline.census import Census, compared_truths, take_census
 from pipeline.confusion import Counts, Macro, Scores, Undefined, mean_scores, scores, sum_scores
-from pipeline.errors import MissingInputError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.flags import NOTHING, Flag, count_flags, names_of
 from pipeline.geometry import Box
 from pipeline.histogram import bin_top
 from pipeline.inspection import tile_flags
-from pipeline.keys import valid_tiles
 from pipeline.recipe import HistogramThreshold, Recipe
-from pipeline.salvage import Salvage
-from pipeline.tables import RunTables, Signal, Status, run_names, way_on
+from pipeline.tables import RunTables, Signal, Status, run_names
 from pipeline.volume import Volume
-
-Flags = NDArray[np.bool_]
 
 SCHEMA = 1
 
@@ -196,41 +192,33 @@ def summarise(
         If there is no such run, or it was not compared with this truth.
     """
     tables = RunTables(volume, name)
-    tiles = tables.grids.tiles.cover(region or Box.whole(volume.shape))
+    return summarise_census(volume, tables, take_census(volume, tables, truth, region), region, undefined, exclude)
+
+
+def summarise_census(
+    volume: Volume,
+    tables: RunTables,
+    tiles: Census,
+    region: Box | None = None,
+    undefined: Undefined = "article",
+    exclude: Flag = NOTHING,
+) -> Summary:
+    """As `summarise`, of what was read before: the census of that region."""
+    table, done, recipe = tiles.counts, tiles.done, Recipe.model_validate(tables.recipe)
     counts, macro, excluded = None, None, None
-    if truth is not None and truth not in tables.truths():
-        known = ", ".join(tables.truths()) or "none yet"
-        raise MissingInputError(
-            f"{volume.path}: run {name!r} was not compared with {truth!r}, but with: {known}; "
-            f"compare it: {way_on(volume.path, name)}, with --truth {truth}"
-        )
-    survey, has_levels = Salvage(tables, tiles), Recipe.model_validate(tables.recipe).has_levels
-    status, level = survey.read(tables.status), survey.read(tables.threshold)
-    signal, seam = survey.read(tables.signal), survey.read(tables.seam)
-    done = valid_tiles(volume, tables, truth, tiles)
-    if (~done & (status == Status.DONE)).any():  # what says so may be damaged itself
-        survey.look_for_reasons(volume, truth)
-        for found in (tables.vessel, tables.quality):
-            survey.read(found)
-    table = None if truth is None else survey.read(tables.truth(truth).counts)
-    done &= survey.readable
     if table is not None:
-        table[~done] = 0
         if exclude:
-            excluded = _exclude(tables, tiles, exclude, table)
+            table = table.copy()
+            excluded = _exclude(tables, tiles.tiles, exclude, table)
         counts = Counts(*(int(value) for value in table.sum(axis=(0, 1, 2))))
         macro = mean_scores(sum_scores(table, undefined), undefined)
-    window = tables.grids.tiles.voxels(tiles)
-    failures = [(box, reason) for box, reason in tables.failures(truth) if (box & window).size]
     return Summary(
-        name=name, volume=str(volume.path), region=region, truth=truth,
-        voxels=int(tables.grids.tiles.sizes(tiles)[done].sum()), annotated=counts.total if counts else 0,
-        counts=counts, scores=scores(counts, undefined) if counts else None, macro=macro, levels=_levels(level[done]),
+        name=tiles.name, volume=str(volume.path), region=region, truth=tiles.truth,
+        voxels=int(tiles.voxels[done].sum()), annotated=counts.total if counts else 0, counts=counts,
+        scores=scores(counts, undefined) if counts else None, macro=macro, levels=_levels(tiles.level[done]),
         drift=_drift(volume, tables), undefined=undefined, excluded=excluded,
-        seam=Seam(*(int(pairs) for pairs in seam[done].sum(axis=0))),
-        tiles=_tiles(volume, tiles, failed_tiles(tables, tiles, status, failures), done, done & (signal == Signal.NONE),
-                     done & np.isnan(level) & (signal != Signal.NONE) & has_levels),
-        failures=failures + survey.damage,
+        seam=Seam(*(int(pairs) for pairs in tiles.seam.sum(axis=(0, 1, 2)))),
+        tiles=_tiles(tiles, recipe.has_levels), failures=[*tiles.failures, *tiles.damage],
     )  # fmt: skip
 
 
@@ -245,20 +233,15 @@ def _exclude(tables: RunTables, tiles: Box, exclude: Flag, counts: NDArray[np.in
     return Excluded(int(left_out.sum()), voxels, {name: found[name] for name in names_of(exclude)})
 
 
-def _tiles(volume: Volume, tiles: Box, failed: Flags, done: Flags, silent: Flags, undecided: Flags) -> Tiles:
-    here = volume.slices.present()[tiles.start[0] : tiles.stop[0], None, None]
-    present = np.broadcast_to(here, done.shape)
-    finished, broken = int((present & done).sum()), int((present & failed & ~done).sum())
+def _tiles(tiles: Census, has_levels: bool) -> Tiles:
+    silent = tiles.signal == Signal.NONE
+    undecided = tiles.done & np.isnan(tiles.level) & ~silent & has_levels
+    number = {state: int((tiles.status == state).sum()) for state in Status}
     return Tiles(
-        total=done.size,
-        done=finished,
-        reused=0,
-        failed=broken,
-        pending=int(present.sum()) - broken - finished,
-        absent=int((~present).sum()),
-        undecided=int((present & undecided).sum()),
-        no_signal=int((present & silent).sum()),
-    )
+        total=tiles.status.size, done=number[Status.DONE], reused=0, failed=number[Status.FAILED],
+        pending=number[Status.PENDING], absent=number[Status.ABSENT], undecided=int(undecided.sum()),
+        no_signal=int((tiles.done & silent).sum()),
+    )  # fmt: skip
 
 
 def _drift(volume: Volume, tables: RunTables) -> Drift | None:
@@ -311,8 +294,10 @@ def describe(
         with noted(problems):
             works.append(activity(RunTables(volume, name)))
         with noted(problems):
-            truths: list[str | None] = [truth for truth in RunTables(volume, name).truths() if truth in volume.labels()]
-            summaries += [summarise(volume, name, truth, None, undefined, exclude) for truth in truths or [None]]
+            tables = RunTables(volume, name)
+            for truth in compared_truths(volume, tables) or (None,):
+                tiles = take_census(volume, tables, truth)
+                summaries.append(summarise_census(volume, tables, tiles, None, undefined, exclude))
     document = {
         "schema": SCHEMA,
         "volume": str(volume.path),

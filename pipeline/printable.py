@@ -1,0 +1,13 @@
+"""Text that drives no terminal: names of users, hosts, files and runs, and what others' programs say, hold anything."""
+
+from __future__ import annotations
+
+
+def printable(line: str) -> str:
+    """Line without the characters that would move the cursor, colour what follows, or end the line."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+
+
+def printable_lines(text: str) -> str:
+    """Text whose lines are `printable`; only a line feed ends one."""
+    return "\n".join(map(printable, text.split("\n")))
