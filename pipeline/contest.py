@@ -27,7 +27,7 @@ from pipeline.recipe import (
 METHODS: tuple[str, ...] = get_args(HistogramThreshold.model_fields["method"].annotation)
 LOCAL_METHODS: tuple[str, ...] = get_args(LocalThreshold.model_fields["method"].annotation)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-SUFFIXES = {".yaml", ".yml"}
+SUFFIXES = ".yaml", ".yml"
 
 
 @dataclass(frozen=True, slots=True)
