@@ -1,4 +1,4 @@
-"""A full volume that is done: what `kesm run`, `plan` and `status` cost, and a run in which one slice is missing.
+"""A full volume that is done: what `kesm run`, `plan`, `status`, `tables` and `report` cost, and a run of one slice.
 
 python benchmarks/resume.py [--slices 799] [--folder DIR] [--quick] [--json FILE]
 
@@ -45,6 +45,10 @@ def measure(folder: Path, slices: int, shape: tuple[int, int]) -> list[dict[str,
         "kesm run, all done": ["run", path, "--truth", TRUTH],
         "kesm plan": ["plan", path, "--truth", TRUTH],
         "kesm status": ["status", path],
+        "kesm status --qc": ["status", path, "--qc"],
+        "kesm tables, CSV": ["tables", path, "--out", folder / "tiles.csv"],
+        "kesm tables, Parquet": ["tables", path, "--out", folder / "tiles.parquet"],
+        "kesm report": ["report", path, "--out", folder / "report"],
     }.items():
         finished = kesm(*words)
         rows.append({"what": what, "slices": slices, "seconds": finished.seconds})

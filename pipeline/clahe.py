@@ -170,7 +170,7 @@ def _spread(counts: Indices, limit: int, excess: int) -> None:
     while 0 < excess < before:
         before = excess
         for start in range(counts.size):
-            step = max(1, (counts < limit).sum() // excess)
+            step = max(1, int((counts < limit).sum()) // excess)
             for level in range(start, counts.size, step):
                 if counts[level] < limit:
                     counts[level] += 1

@@ -41,6 +41,7 @@ NEEDS = {
     "kernels": ("cv2", "sklearn"),
     "layout": ("zarrs",),
     "peers": ("dask_image", "sklearn"),
+    "resume": ("pyarrow",),
 }
 WORDS = {"scaling": ("--threads-only",)}  # processes take seconds to start
 
