@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.calibration import check_stated
 from pipeline.config import RunConfig, SyncOptions, ThreadsCluster
 from pipeline.engine import ThreadRunner
 from pipeline.errors import (
@@ -237,6 +238,10 @@ class _Gathering:
     def _check_sizes(self, images: list[Page], truths: list[Page]) -> None:
         """Refuse the round where one slice does not fit: what is wrong with it is wrong with its folder."""
         volume, path = self._held.volume, self._held.path
+        if volume is not None and volume.voxel_size_um is not None and self._options.voxel_size_um is None:
+            own = ", ".join(f"{length:g}" for length in volume.voxel_size_um)
+            way_out = f"leave the file out, or set `sync.voxel_size_um: [{own}]` if that is right"
+            check_stated(images, volume.voxel_size_um, str(path), way_out)
         for page in images:
             if volume is not None:
                 check_image(page, volume, path)

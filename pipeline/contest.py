@@ -32,10 +32,10 @@ SUFFIXES = ".yaml", ".yml"
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a command line asks for; nothing means all methods, all scopes, and the configuration's filter."""
+    """What a command line asks for; None means all methods or scopes, and no filter the configuration's."""
 
-    methods: Sequence[str] = ()
-    scopes: Sequence[str] = ()
+    methods: Sequence[str] | None = None
+    scopes: Sequence[str] | None = None
     denoise: Sequence[str] = ()
     recipes: Sequence[Path] = ()
     by: str = "mcc"
@@ -83,12 +83,14 @@ def parse_contest(config: RunConfig, words: Words) -> Contest:
         ("scopes", words.scopes, (*SCOPES, "smooth")),
         ("by", [words.by], METRICS),
     ):
-        for word in given:
+        if given is not None and not given:
+            raise ConfigError(f"--{option}: got nothing, {suggest('', known)}; or leave it out")
+        for word in given or ():
             if word not in known:
                 raise ConfigError(f"--{option}: got {word!r}, {suggest(word, known)}")
     filters = tuple(dict.fromkeys(map(parse_denoise, words.denoise))) or (config.denoise,)
-    asked = tuple(dict.fromkeys(words.methods)) or METHODS
-    scopes = tuple(dict.fromkeys(words.scopes)) or SCOPES
+    asked = METHODS if words.methods is None else tuple(dict.fromkeys(words.methods))
+    scopes = SCOPES if words.scopes is None else tuple(dict.fromkeys(words.scopes))
     methods = tuple(method for method in asked if method in METHODS)
     recipes = {} if plain(config) == config and not isinstance(config.threshold, FixedThreshold) else _own(config)
     for denoise in filters:

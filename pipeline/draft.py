@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.disk import disk_errors, rename
-from pipeline.errors import ExistsError, MissingInputError
+from pipeline.errors import ConfigError, ExistsError, MissingInputError
 
 SHOWN = 3  # files that a message names
 _OLD = ".old.partial"  # ends the name of a folder that is being replaced
@@ -34,6 +34,8 @@ def draft_file(path: Path, replace: bool = False) -> Iterator[Path]:
 
     Raises
     ------
+    ConfigError
+        If it would lie inside a Zarr hierarchy.
     ExistsError
         If it is there and is not to be replaced, or is a folder.
     MissingInputError
@@ -71,7 +73,7 @@ def draft_folder(path: Path, owned: Callable[[str], bool], replace: bool = False
     ------
     ExistsError
         If it is there and not empty, and is not to be replaced, or holds anything else.
-    MissingInputError, StorageError
+    ConfigError, MissingInputError, StorageError
         As `draft_file`.
     """
     _check_folder(path)
@@ -110,12 +112,14 @@ def check_place(path: Path, replace: bool, option: str = "--out") -> None:
 
     Raises
     ------
+    ConfigError
+        As `check_outside`.
     ExistsError, MissingInputError
         If it is there and is not to be replaced, or is a folder; or the folder that it is for is not there.
     StorageError
         If the system refuses to look.
     """
-    _check_folder(path)
+    _check_folder(path, option)
     with disk_errors(path):
         if path.is_dir():
             raise ExistsError(f"{path}: is a folder; name a file in it with {option}")
@@ -123,7 +127,24 @@ def check_place(path: Path, replace: bool, option: str = "--out") -> None:
             raise ExistsError(f"{path}: exists already; overwrite it with --replace, or choose another {option}")
 
 
-def _check_folder(path: Path) -> None:
+def check_outside(path: Path, option: str = "--out") -> None:
+    """Refuse a place inside a volume: files that are not of a Zarr hierarchy litter it, and may take the place of data.
+
+    Raises
+    ------
+    ConfigError
+        If so, also by way of links.
+    """
+    for place in map(os.path.realpath, (path, path.parent)):  # what is replaced of a link lies in the latter
+        for folder in (Path(place), *Path(place).parents):
+            if os.path.isfile(folder / "zarr.json"):  # noqa: PTH113  (Path's raises where one may not look)
+                raise ConfigError(
+                    f"{path}: would lie in {folder}, which is Zarr data; choose a place outside of it with {option}"
+                )
+
+
+def _check_folder(path: Path, option: str = "--out") -> None:
+    check_outside(path, option)
     with disk_errors(path):
         if not path.parent.is_dir():
             raise MissingInputError(f"{path}: the folder {path.parent} does not exist; make it, or name another")

@@ -16,7 +16,7 @@ from pipeline.keys import stale_confusions, stale_pyramids, valid_tiles
 from pipeline.ome import VoxelSize
 from pipeline.overlay import PLAIN, TN, classify
 from pipeline.painting import Painting
-from pipeline.rendition import open_rendition
+from pipeline.rendition import open_rendition, read_compared
 from pipeline.tables import RunTables, run_names, way_on
 from pipeline.volume import Volume
 
@@ -41,7 +41,8 @@ class Excerpt:
     image : ndarray
         (y, x) uint8, not inverted; of 16 bit the window of the volume.
     truth : ndarray or None
-        (y, x) uint8: 0, 127 not annotated, 255. From level 1 on a pixel is vessel where any of its voxels is.
+        (y, x) uint8: 0, 127 not annotated, 255. From level 1 on a pixel is vessel where any of its voxels is. With the
+        mask of a run, what that does not compare, outside of its valid area, is not annotated.
     mask : ndarray or None
         (y, x) uint8: 0, 255; alike.
     done : ndarray or None
@@ -70,7 +71,7 @@ class Excerpt:
         Raises
         ------
         MissingInputError
-            If nothing is annotated there.
+            If nothing is compared there.
         """
         if self.truth is None:
             raise MissingInputError(f"{self.box}: has no truth; name one with --truth")
@@ -78,7 +79,10 @@ class Excerpt:
         if self.done is not None and not self.done.all():
             known = np.where(self.done, known, np.uint8(TRUTH_UNLABELLED))
         if (known == TRUTH_UNLABELLED).all():
-            raise MissingInputError(f"{self.box}: nothing is annotated there; choose another --slice, --region or --at")
+            raise MissingInputError(
+                f"{self.box}: nothing is compared there, as none of it is annotated and valid; choose another --slice, "
+                "--region or --at"
+            )
         return known
 
     def kinds(self) -> Labels:
@@ -121,7 +125,7 @@ def read_excerpt(
         At most so many along each side decide the level, unless it is given.
     level : int, optional
     truth, mask : str, optional
-        Labels that are shown, too.
+        Labels that are shown, too; the truth only where it is compared with the mask: see `read_compared`.
 
     Raises
     ------
@@ -145,7 +149,7 @@ def read_excerpt(
             f"--level: got {level}, at which {box} has {cells.size / 1e6:.0f} million pixels; choose a coarser level, "
             "or a smaller --region"
         )
-    truths = None if truth is None else _read_truth(volume, truth, z, level, cells)
+    truths = None if truth is None else _read_truth(volume, truth, mask, level, cells)
     masks, done = (None, None) if mask is None else _read_mask(volume, mask, level, cells)
     errors = None if truth is None or mask is None else _read_errors(volume, mask, truth, level, cells)
     grey = to_grey(volume, open_rendition(volume, None, level).read(cells))
@@ -172,15 +176,15 @@ def to_grey(volume: Volume, plane: NDArray[Any]) -> NDArray[np.uint8]:
     return grey
 
 
-def _read_truth(volume: Volume, name: str, z: int, level: int, cells: Box) -> Labels:
+def _read_truth(volume: Volume, name: str, mask: str | None, level: int, cells: Box) -> Labels:
+    z = cells.start[0]
     annotated = np.flatnonzero(volume.truth(name)[1].present()).tolist()
     if z not in annotated:
         raise MissingInputError(
             f"{volume.path}: truth {name!r} has nothing of slice {z}, but of {spans(annotated)}; choose one of these "
             "with --slice"
         )
-    truth: Labels = open_rendition(volume, name, level).read(cells)
-    return truth
+    return read_compared(volume, name, mask, cells, level)
 
 
 def _read_mask(volume: Volume, name: str, level: int, cells: Box) -> tuple[Labels, NDArray[np.bool_]]:

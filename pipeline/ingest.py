@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.calibration import check_stated, is_same_size, stated_size
 from pipeline.disk import disk_errors
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
 from pipeline.histogram import UNLABELLED, joint_histogram
@@ -48,6 +49,7 @@ class Ingested:
     shape: tuple[int, int, int]
     placed: str
     mapping: dict[str, Any]
+    voxel_size_um: VoxelSize | None = None
 
 
 def ingest_image(
@@ -55,12 +57,16 @@ def ingest_image(
 ) -> Ingested:
     """Write image slices: a new volume, or with ``append`` after the last slice of one that exists.
 
+    Where no voxel size is given, it is the one that the files state, if they do.
+
     Raises
     ------
     ExistsError, MissingInputError
         If the volume is there and should not be, or the other way round.
     ShapeMismatchError
         If slices do not fit the volume.
+    ConfigError
+        If the voxel size is not the volume's, or files contradict each other in it.
     ImageFileError
         If one cannot be decoded; then nothing is changed.
     """
@@ -68,10 +74,11 @@ def ingest_image(
         return _append(pages, path, runner, voxel_size_um)
     if path.exists():
         raise ExistsError(f"{path}: exists already; add slices with --append, or choose another --volume")
-    with making(path, pages, len(pages), runner, voxel_size_um) as (volume, staging):
+    size = voxel_size_um or stated_size(pages, "give the right one with --voxel-size Z,Y,X")
+    with making(path, pages, len(pages), runner, size) as (volume, staging):
         job = SliceJob(volume.image, volume.slices, staging)
         _write_slices(job, [(page, z) for z, page in enumerate(pages)], runner)
-    return Ingested(path, None, tuple(range(len(pages))), volume.shape, "in natural order", {})
+    return Ingested(path, None, tuple(range(len(pages))), volume.shape, "in natural order", {}, size)
 
 
 @contextmanager
@@ -108,15 +115,17 @@ def _append(pages: Sequence[Page], path: Path, runner: Runner, voxel_size_um: Vo
         except BaseException:
             resize_volume(Volume(path), first)
             raise
-    return Ingested(path, None, tuple(slices), volume.shape, "after the last slice", {})
+    return Ingested(path, None, tuple(slices), volume.shape, "after the last slice", {}, volume.voxel_size_um)
 
 
 def _check_appendable(pages: Sequence[Page], volume: Volume, path: Path, voxel_size_um: VoxelSize | None) -> None:
     """Refuse what does not fit, and files that are slices already: of one name, and not written since."""
-    if voxel_size_um not in (None, volume.voxel_size_um):
-        raise ConfigError(
-            f"--voxel-size: got {voxel_size_um}, {path} has {volume.voxel_size_um}; leave it out with --append"
-        )
+    size = volume.voxel_size_um
+    if voxel_size_um is not None and (size is None or not is_same_size(voxel_size_um, size)):
+        raise ConfigError(f"--voxel-size: got {voxel_size_um}, {path} has {size}; leave it out with --append")
+    if voxel_size_um is None and size is not None:
+        own = ",".join(f"{length:g}" for length in size)
+        check_stated(pages, size, str(path), f"leave the file out, or give --voxel-size {own} if that is right")
     check_image(pages[0], volume, path)
     mtimes = volume.slices.mtimes_ns()
     known = {(source, int(mtimes[z])): z for z, source in _sources(volume).items()}
@@ -152,7 +161,7 @@ def ingest_label(pages: Sequence[Page], path: Path, runner: Runner, label: Label
         with truth_target(volume, label.name, stored, mapping) as (truth, ledger):
             job = SliceJob(truth, ledger, staging, mapping)
             _write_slices(job, list(zip(pages, slices, strict=True)), runner, "writing")
-    return Ingested(path, label.name, tuple(slices), volume.shape, placed, mapping.document())
+    return Ingested(path, label.name, tuple(slices), volume.shape, placed, mapping.document(), volume.voxel_size_um)
 
 
 def stored_mapping(volume: Volume, name: str, path: Path, option: str = "--label") -> Mapping | None:

@@ -22,6 +22,8 @@ from pipeline.errors import ImageFileError, MissingInputError, PipelineError, Un
 Channel = str | int | None
 Sample = int | Literal["luminance"]
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+StatedSize = tuple[float | None, float, float]
+"""Size of a voxel, (z, y, x) in micrometres, of which z may not be known."""
 
 # Larger than any camera's tile and any stitched section that the pipeline has a plan for (a KESM slice is 0.13 GiB);
 # smaller than what a lying header asks for.
@@ -51,6 +53,8 @@ class Page:
         Where the TIFF directory of the slice starts in the file; 0 for other formats.
     plane : int
         Number of the slice behind that directory, where one directory stands for many planes.
+    stated_um : tuple or None
+        Size of a voxel that the metadata of the file state.
     """
 
     path: Path
@@ -61,6 +65,7 @@ class Page:
     sample: Sample = 0
     directory_bytes: int = 0
     plane: int = 0
+    stated_um: StatedSize | None = None
 
     @property
     def name(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.classifier import file_digest, image_of, load_classifier
 from pipeline.config import AddressCluster, LocalCluster, RunConfig
@@ -22,7 +23,6 @@ from pipeline.errors import (
 from pipeline.flags import Flag
 from pipeline.geometry import Box, Triple, check_nesting
 from pipeline.histogram import WINDOWED_LEVELS
-from pipeline.keys import valid_tiles
 from pipeline.machine import allowed_bytes, available_cpus, gb
 from pipeline.median import is_fast
 from pipeline.painting import check_paintable
@@ -32,6 +32,8 @@ from pipeline.tables import Grids, RunTables, has_documents, run_names
 from pipeline.targets import find_target
 from pipeline.tile import TABLES_BYTES
 from pipeline.volume import Volume
+
+Flags = NDArray[np.bool_]
 
 # Measured: resident memory of a process after its imports and with its compiled kernels (benchmarks/README.md).
 PROCESS_BYTES = 400 * 10**6
@@ -70,9 +72,12 @@ class Plan:
     task_bytes, peak_bytes, limit_bytes : int
         Planned peak of one task and of the whole run, and what the run may use.
     read_bytes : int
-        Bytes of decoded image and truth that are read if nothing is reused.
+        Bytes of decoded image and truth that are read; of whatever is done already, too, before
+        `pipeline.remainder.look_ahead`.
     written_bytes : int
         The same of mask and confusion that are written, but for their upper levels, a third more.
+    tiles_done : int
+        Tiles of the region whose mask and counts are recorded already; 0 before that.
     """
 
     volume: Path
@@ -96,8 +101,9 @@ class Plan:
     task_bytes: int
     peak_bytes: int
     limit_bytes: int
-    read_bytes: int
-    written_bytes: int
+    read_bytes: int = 0
+    written_bytes: int = 0
+    tiles_done: int = 0
 
     def document(self) -> dict[str, Any]:
         """The plan as a JSON object."""
@@ -111,6 +117,7 @@ class Plan:
             "block": list(self.block),
             "blocks": self.blocks.size,
             "tiles": self.grids.tiles.cover(self.region).size,
+            "tiles_done": self.tiles_done,
             "confusion": self.confusion,
             "engine": self.engine,
             "tasks": self.tasks,
@@ -185,18 +192,15 @@ def make_plan(config: RunConfig, volume: Volume | None = None, replace: bool = F
         )
     blocks = grids.blocks.cover(asked)
     pools = _pools(volume, name, config, replaces)
-    passes = _passes(recipe, grids, pools)
-    image_bytes = volume.dtype.itemsize * (2 * recipe.halo[0] + 1) * passes
-    voxels = grids.blocks.voxels(blocks).size
-    read = voxels * (image_bytes + bool(config.truth))
-    return Plan(
+    plan = Plan(
         volume=volume.path, name=name, recipe=recipe, truth=config.truth, region=grids.tiles.round_out(asked),
         whole=config.region is None, block=block, replaces=replaces, pools=pools, refit=config.refit,
-        confusion=confusion, undefined=config.undefined, excluded=config.excluded, passes=passes,
+        confusion=confusion, undefined=config.undefined, excluded=config.excluded, passes=_passes(recipe, grids, pools),
         grids=grids, blocks=blocks, engine=config.cluster.engine,
-        tasks=tasks, task_bytes=needed, peak_bytes=fixed + tasks * needed, limit_bytes=limit, read_bytes=read,
-        written_bytes=voxels * (1 + confusion),
+        tasks=tasks, task_bytes=needed, peak_bytes=fixed + tasks * needed, limit_bytes=limit,
     )  # fmt: skip
+    nothing = np.zeros(blocks.shape, np.bool_)
+    return with_bytes(plan, volume, nothing, nothing)
 
 
 def _shows_confusion(volume: Volume, name: str, config: RunConfig, replaces: bool) -> bool:
@@ -225,15 +229,31 @@ def _passes(recipe: Recipe, grids: Grids, pools: bool) -> int:
     return 1 + pools + (parts if recipe.shares and parts > 1 else 0)
 
 
-def tiles_done(plan: Plan) -> int:
-    """Tiles of the region whose mask and counts are recorded already."""
-    volume = Volume(plan.volume)
-    if plan.name not in run_names(volume) or plan.replaces:
-        return 0
-    tables = RunTables(volume, plan.name)
-    if plan.truth is not None and plan.truth not in tables.truths():
-        return 0
-    return int(valid_tiles(volume, tables, plan.truth, plan.grids.tiles.cover(plan.region), plan.confusion).sum())
+def with_bytes(plan: Plan, volume: Volume, masked: Flags, compared: Flags) -> Plan:
+    """The plan with the bytes of its blocks, but for those whose mask is made, or is made and compared with the truth.
+
+    Parameters
+    ----------
+    plan : Plan
+    volume : Volume
+    masked, compared : ndarray
+        bool, of the shape of ``plan.blocks``.
+    """
+    rows = plan.blocks.slices[0]
+    voxels = plan.grids.blocks.sizes(plan.blocks)
+    present, traced = volume.slices.present(), np.zeros(volume.shape[0], np.bool_)
+    if plan.truth is not None:
+        traced = present & volume.truth(plan.truth)[1].present()
+    work = ~(masked & compared)
+    of_image = int(voxels[work & present[rows, None, None]].sum())
+    of_truth = int(voxels[work & traced[rows, None, None]].sum())
+    of_mask = int(voxels[~masked & present[rows, None, None]].sum())
+    pooled = plan.pools * int(present.sum()) * volume.shape[1] * volume.shape[2]  # of all slices, whatever the region
+    image_bytes = volume.dtype.itemsize * (2 * plan.recipe.halo[0] + 1)
+    return replace(
+        plan, read_bytes=image_bytes * (of_image * (plan.passes - plan.pools) + pooled) + of_truth,
+        written_bytes=of_mask + plan.confusion * of_truth,
+    )  # fmt: skip
 
 
 def parallelism(config: RunConfig) -> tuple[int, int]:

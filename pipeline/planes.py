@@ -11,8 +11,9 @@ from xml.etree import ElementTree as ET
 
 from tifffile import TiffPage
 
+from pipeline.calibration import imagej_size, ome_size
 from pipeline.errors import UnsupportedImageError
-from pipeline.pixels import Channel, PixelKind, Sample, damaged
+from pipeline.pixels import Channel, PixelKind, Sample, StatedSize, damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,14 @@ class Layout:
         Planes of each slice.
     channel_fastest : bool
         Whether the channels of one slice follow each other, rather than the slices of one channel.
+    stated_um : tuple or None
+        Size of a voxel that the metadata state.
     """
 
     planes: list[tuple[int, int]]
     channels: int = 1
     channel_fastest: bool = True
+    stated_um: StatedSize | None = None
 
     def choose(self, kind: PixelKind, channel: Channel, name: str) -> tuple[list[tuple[int, int]], Sample]:
         """Return the planes of one channel, and the sample of their pixels."""
@@ -101,7 +105,7 @@ def _imagej_layout(text: str, first: TiffPage, count: int, name: str) -> Layout:
     declared = channels * slices if channels > 1 else max(slices, images, count)
     order = fields.get("order", "czt").lower()
     planes = _stored_planes(first, declared, count, name)
-    return Layout(planes, channels, order.index("c") < order.index("z"))
+    return Layout(planes, channels, order.index("c") < order.index("z"), imagej_size(fields, first.tags.valueof))
 
 
 def _time_series(name: str, frames: int) -> UnsupportedImageError:
@@ -183,7 +187,7 @@ def _ome_layout(first: TiffPage, count: int, name: str) -> Layout | None:
     declared = len(directories) if spread else slices * channels
     if len(directories) != declared or sorted(directories.values()) != list(range(count)):
         raise damaged(name, f"the OME metadata declare {declared} slices, the file has {count} pages")
-    return Layout([(directories[at], 0) for at in sorted(directories)], channels, channel_fastest)
+    return Layout([(directories[at], 0) for at in sorted(directories)], channels, channel_fastest, ome_size(pixels))
 
 
 def _own_image(root: ET.Element, name: str) -> tuple[ET.Element | None, list[ET.Element], bool]:

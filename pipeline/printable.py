@@ -4,8 +4,9 @@ from __future__ import annotations
 
 
 def printable(line: str) -> str:
-    """Line without the characters that would move the cursor, colour what follows, or end the line."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    """Text without the characters that would move the cursor or colour what follows, in one line."""
+    joined = " ".join(line.splitlines())
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in joined)
 
 
 def printable_lines(text: str) -> str:

@@ -2,7 +2,7 @@
 
 They are made while a tile is segmented, so they must cost little: one look at its raw voxels, the joint table that
 there is anyway, and a Fourier transform of its row and column means. Measured on one core of an EPYC (Zen 4), per
-512x512 tile: 8 bit 0.08 ms, 16 bit 0.2 ms.
+512x512 tile: 8 bit 0.06 ms, 16 bit 0.2 ms.
 """
 
 from __future__ import annotations

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from pipeline.disk import is_file
 from pipeline.errors import ConfigError, DamageError
 from pipeline.geometry import Box, Grid, Triple, ceil_div
+from pipeline.histogram import TRUTH_UNLABELLED, TRUTH_VESSEL
 from pipeline.keys import stale_confusions, stale_pyramids
 from pipeline.ledger import Ledger
 from pipeline.painting import Painting
-from pipeline.pyramid import Pyramid
+from pipeline.pyramid import Pyramid, reduce_label
+from pipeline.recipe import Recipe
 from pipeline.store import ABSENT, ALL_FILL, ShardedArray
 from pipeline.table import Table
 from pipeline.tables import RunTables, Status, run_names
@@ -118,6 +120,52 @@ def open_rendition(volume: Volume, label: str | None, level: int = 0) -> Renditi
             f"{volume.path}: label {label!r} is of another program, and not stored as kesm stores labels ({error})"
         ) from error
     return Rendition(array, level, True, lambda box: volume.slices.present()[box.slices[0]], None)
+
+
+def read_compared(volume: Volume, truth: str, run: str | None, cells: Box, level: int = 0) -> NDArray[np.uint8]:
+    """Read what a mask is compared with: a truth, not annotated (127) outside of the valid area of a run.
+
+    Which voxels of a coarse pixel are valid only level 0 tells: where the run has such an area, that is what is read.
+
+    Parameters
+    ----------
+    volume : Volume
+    truth : str
+    run : str or None
+        Of a label that no run made, and without any, everything is valid.
+    cells : Box
+        Of one slice, in pixels of the level.
+    level : int
+
+    Returns
+    -------
+    ndarray
+        (y, x) uint8: 0, 127, 255.
+
+    Raises
+    ------
+    DamageError
+        As `Rendition.read`.
+    """
+    traced = open_rendition(volume, truth, level)
+    valid = None
+    if run is not None and run in run_names(volume):
+        valid = Recipe.model_validate(RunTables(volume, run).recipe).valid
+    if valid is None:
+        return traced.read(cells)
+    voxels, area = open_rendition(volume, truth), open_rendition(volume, valid.label)  # no label: the image
+    (z, y0, x0), (_, y1, x1) = cells.start, cells.stop
+    window = Box((z, y0 << level, x0 << level), (z + 1, y1 << level, x1 << level)) & Box.whole(volume.shape)
+    compared = np.empty(cells.shape[1:], np.uint8)
+    for part in voxels.array.shards.parts(window):  # which begin at whole pixels
+        plane, inside = voxels.read(part), area.read(part)
+        outside = inside == valid.padding if valid.label is None else inside != TRUTH_VESSEL
+        plane[outside] = TRUTH_UNLABELLED
+        for _ in range(level):
+            finer, plane = plane, np.empty([ceil_div(length, 2) for length in plane.shape], np.uint8)
+            reduce_label(finer, plane)
+        compared[traced.scaled(part).relative_to(cells.start).slices[1:]] = plane
+    return compared
 
 
 def _recorded(volume: Volume, pyramid: Pyramid, ledger: Ledger, level: int, is_label: bool) -> Rendition:

@@ -1,7 +1,8 @@
 """Serve a volume and the viewer's client to browsers: read only, and nothing but what the viewer reads.
 
-Any web page may let a browser send requests to this machine. So a request must name a host that no foreign page can
-have (against DNS rebinding), answers are for pages of this server only, and its own page may contact nothing else.
+Any user of this machine can connect, so every path begins with a key that only who was told the address knows. Any web
+page may let a browser send requests to this machine. So a request must name a host that no foreign page can have
+(against DNS rebinding), answers are for pages of this server only, and its own page may contact nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
+from secrets import compare_digest, token_urlsafe
 from socketserver import TCPServer, ThreadingMixIn
 from typing import BinaryIO
 
@@ -111,7 +113,7 @@ class Site:
     client : mapping
         Files of the viewer by name.
     start : callable
-        Gives, by the origin that the browser sees (``http://127.0.0.1:8000``), the address where it starts.
+        Gives, by the root that the browser sees (``http://127.0.0.1:8000/KEY``), the address where it starts.
     """
 
     volume: Path
@@ -119,7 +121,7 @@ class Site:
     start: Callable[[str], str]
 
     def file(self, path: str) -> Path | None:
-        """The file behind a path, if it is one that is served."""
+        """The file behind a path after the key, if it is one that is served."""
         if path.startswith(VOLUME):
             return self._stored(path.removeprefix(VOLUME))
         return self.client.get(path.removeprefix(CLIENT) or "index.html") if path.startswith(CLIENT) else None
@@ -159,6 +161,7 @@ class ViewServer(ThreadingMixIn, TCPServer):
 
     def __init__(self, site: Site, host: str = "127.0.0.1", port: int = 0) -> None:
         self.site, self.host, self.closing = site, host, threading.Event()
+        self.key = token_urlsafe()
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self.address_family, _, _, _, address = found[0]
@@ -171,10 +174,10 @@ class ViewServer(ThreadingMixIn, TCPServer):
         self._names = {"localhost", host.lower(), socket.gethostname().lower()}
 
     @property
-    def origin(self) -> str:
-        """Where a browser on this machine finds it."""
+    def root(self) -> str:
+        """Where a browser on this machine finds it, and who does not know this finds nothing."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/{self.key}"
 
     @property
     def is_private(self) -> bool:
@@ -239,7 +242,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Refuse: nothing here can be changed."""
         self.close_connection = True  # its body is not read
-        self._say(HTTPStatus.METHOD_NOT_ALLOWED, "read only", {"Allow": "GET, HEAD"})
+        if self._check_request():
+            self._say(HTTPStatus.METHOD_NOT_ALLOWED, "read only", {"Allow": "GET, HEAD"})
 
     do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST  # noqa: N815
 
@@ -257,25 +261,31 @@ class Handler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def _check_request(self) -> bool:
-        """Refuse a request that is not for this server; cut the query off the path of any other one."""
+        """Refuse a request that is not for this server; cut key and query off the path of any other one."""
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # a body is not read
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or not self.server.knows(hosts[0]):
             self._say(
                 HTTPStatus.FORBIDDEN,
-                f"not a name of this server; open {self.server.origin}/, or start it with --host NAME",
+                "not a name of this server; open the address that it has printed, or start it with --host NAME",
             )
             return False
         self.path = self.path.partition("?")[0]
+        if self.path == "/favicon.ico":  # browsers ask for it unasked, without the key
+            self._head(HTTPStatus.NO_CONTENT, {})
+            return False
+        key, _, path = self.path.removeprefix("/").partition("/")
+        if not compare_digest(key.encode(), self.server.key.encode()):  # its time does not tell how much of it is right
+            self._say(HTTPStatus.NOT_FOUND, "not found; open the address that `kesm view` has printed")
+            return False
+        self.path = f"/{path}"
         return True
 
     def _answer(self) -> None:
         if self.path == "/":
-            start = self.server.site.start(f"http://{self.headers['Host']}")
+            start = self.server.site.start(f"http://{self.headers['Host']}/{self.server.key}")
             self._say(HTTPStatus.FOUND, "see there", {"Location": start})
-        elif self.path == "/favicon.ico":  # browsers ask for it unasked
-            self._say(HTTPStatus.NO_CONTENT)
         else:
             self._answer_file(self.server.site.file(self.path))
 
@@ -334,11 +344,11 @@ class Handler(BaseHTTPRequestHandler):
                         self.connection.sendall(b":\n\n")
                         beat = time.monotonic() + BEAT_S
 
-    def _say(self, status: HTTPStatus, message: str = "", headers: Mapping[str, str] | None = None) -> None:
-        body = f"{message}\n".encode() if message else b""
-        about = {} if status is HTTPStatus.NO_CONTENT else {"Content-Type": "text/plain; charset=utf-8"}
-        self._head(status, {**about, **(headers or {}), "Content-Length": str(len(body))})
-        if body and self.command != "HEAD":
+    def _say(self, status: HTTPStatus, message: str, headers: Mapping[str, str] | None = None) -> None:
+        body = f"{message}\n".encode()
+        about = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
+        self._head(status, {**about, **(headers or {})})
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _head(self, status: HTTPStatus, headers: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pipeline.arrivals import BAD_FILE, Arrivals, Held, gather, sync_threads
+from pipeline.calibration import is_same_size, stated_size
 from pipeline.config import RunConfig, SyncOptions
 from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, LockedError, MissingInputError, PipelineError
@@ -205,15 +206,14 @@ def check_sync(config: RunConfig) -> SyncOptions:
 
 def _check_volume(config: RunConfig, options: SyncOptions, held: Held) -> None:
     """Refuse, before anything is looked at, a volume that this configuration cannot run on."""
-    size = options.voxel_size_um
     if held.volume is None:
         if config.truth is not None and options.truth is None:
             raise ConfigError(f"truth: {config.truth!r} has no files; add `sync.truth`, or leave it out")
         return
-    if size not in (None, held.volume.voxel_size_um):
+    size, own = options.voxel_size_um, held.volume.voxel_size_um
+    if size is not None and (own is None or not is_same_size(size, own)):
         raise ConfigError(
-            f"sync.voxel_size_um: got {size}, {held.path} has {held.volume.voxel_size_um}; leave it out, or name "
-            "another volume"
+            f"sync.voxel_size_um: got {size}, {held.path} has {own}; leave it out, or name another volume"
         )
     make_plan(_without_truth(config) if options.truth and held.mapping is None else config, held.volume)
 
@@ -245,7 +245,9 @@ def _write(
     runner = ThreadRunner(ingest_threads(a_page, sync_threads(config)), observer)
     slices = max(added, default=-1) + 1
     if held.volume is None:
-        with making(held.path, [*added.values()], slices, runner, options.voxel_size_um) as (volume, _):
+        pages = [*added.values()]
+        size = options.voxel_size_um or stated_size(pages, "set the right one as `sync.voxel_size_um: [z, y, x]`")
+        with making(held.path, pages, slices, runner, size) as (volume, _):
             make_plan(_without_truth(config), volume)
     with changing(held.path, "sync") as (volume, staging):
         if not held.same(Held.of(held.path, config.truth if options.truth else None)):

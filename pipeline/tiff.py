@@ -72,7 +72,7 @@ def find_slices(path: Path, channel: Channel) -> list[Page]:
         kind = _common_kind(file, offsets, name)
     planes, sample = layout.choose(kind, channel, name)
     return [
-        Page(path, index, len(planes), kind.shape, kind.dtype, sample, offsets[number], plane)
+        Page(path, index, len(planes), kind.shape, kind.dtype, sample, offsets[number], plane, layout.stated_um)
         for index, (number, plane) in enumerate(planes)
     ]
 

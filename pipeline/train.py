@@ -46,6 +46,7 @@ from pipeline.volume import Volume
 from pipeline.window import covered_planes
 
 KINDS: tuple[str, ...] = get_args(Kind)
+SUFFIX = ".skops"  # what a model is, for people and for other programs
 HELD_OUT = 4  # one annotated slice in so many is kept for the score
 TILES = 256  # to learn from, and to score: more gain nothing, and the features of each take 15 ms
 SAMPLES = 60_000  # voxels to learn from: 15 s of one core
@@ -135,6 +136,8 @@ def make_lesson(config: RunConfig, out: Path | None, kind: str, seed: int, repla
         if not isinstance(config.segmenter, ClassifierSegmenter):
             raise ConfigError("--out: got none, expected a file for the model, such as vessels.skops")
         out = Path(config.segmenter.model)
+    elif out.suffix.lower() != SUFFIX:
+        raise ConfigError(f"--out: got {out}, expected a file that ends in {SUFFIX}")
     check_place(out, replace)
     check_libraries()
     return Lesson(out, kind, seed, replace)  # type: ignore[arg-type]

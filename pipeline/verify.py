@@ -147,9 +147,7 @@ class _Specimen:
         labels, names = volume.labels(), run_names(volume)
         self._image = Record(volume, "slices/image", volume.image, volume.slices)
         self.truths = {
-            name: Record(volume, f"slices/labels/{name}", *volume.truth(name), TRUTH_VALUES)
-            for name, label in labels.items()
-            if label.kind == "truth"
+            name: Record(volume, f"slices/labels/{name}", *volume.truth(name), TRUTH_VALUES) for name in volume.truths()
         }
         self.runs = [Run(volume, name) for name in names if name in labels]
         self._derived = [

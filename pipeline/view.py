@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pipeline.census import census, choose_truth, latest_run
+from pipeline.census import census, choose_truth, latest_run, only_truth
 from pipeline.confusion import Counts, scores
 from pipeline.confusion_label import FN, FP, TP
 from pipeline.errors import ConfigError, DamageError, RegionError
 from pipeline.geometry import Box, Triple
 from pipeline.ome import VoxelSize
 from pipeline.overlay import KINDS, PALETTES
+from pipeline.rendition import open_rendition
 from pipeline.server import CLIENT, VOLUME
 from pipeline.tables import RunTables, run_names
 from pipeline.volume import Volume
@@ -82,7 +83,15 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a viewer shows of a volume."""
+    """What a viewer shows of a volume.
+
+    Attributes
+    ----------
+    window : tuple
+        Grey levels that are black and white.
+    damage : tuple
+        Messages: shards of the image where the viewer looks at first that are lost or damaged.
+    """
 
     volume: Path
     name: str | None
@@ -91,24 +100,25 @@ class View:
     sight: Sight
     voxel_size_um: VoxelSize | None
     window: tuple[int, int]
+    damage: tuple[str, ...] = ()
 
-    def state(self, origin: str) -> dict[str, Any]:
-        """State of Neuroglancer, for a store that is served by this origin, such as ``http://127.0.0.1:8000``."""
+    def state(self, root: str) -> dict[str, Any]:
+        """State of Neuroglancer, for a store that is served below this address: ``http://127.0.0.1:8000/KEY``."""
         return {
             "title": " - ".join([self.volume.name, *filter(None, [self.name])]),
             "dimensions": dict(zip("xyz", map(self._dimension, (2, 1, 0)), strict=True)),
             "position": list(reversed(self.sight.at)),
             "crossSectionScale": self.sight.voxels_per_pixel,
-            "layers": [self._layer(layer, origin) for layer in self.layers],
+            "layers": [self._layer(layer, root) for layer in self.layers],
             "layout": "xy",
             "crossSectionBackgroundColor": "#000000",
             "showAxisLines": False,
             "showDefaultAnnotations": False,
         }
 
-    def url(self, origin: str) -> str:
+    def url(self, root: str) -> str:
         """Address of the viewer with its state, which no server is told."""
-        return f"{origin}{CLIENT}#!{quote(json.dumps(self.state(origin), separators=(',', ':')), safe='')}"
+        return f"{root}{CLIENT}#!{quote(json.dumps(self.state(root), separators=(',', ':')), safe='')}"
 
     def document(self) -> dict[str, Any]:
         """What is shown, as JSON."""
@@ -132,8 +142,8 @@ class View:
         # In metres with few digits: 0.7 * 1e-6 is 7e-07 and not 6.999999999999999e-07.
         return [1, ""] if self.voxel_size_um is None else [float(f"{self.voxel_size_um[axis]:.12g}e-6"), "m"]
 
-    def _layer(self, layer: Layer, origin: str) -> dict[str, Any]:
-        source = f"{origin}{VOLUME}{layer.folder}|zarr3:"
+    def _layer(self, layer: Layer, root: str) -> dict[str, Any]:
+        source = f"{root}{VOLUME}{layer.folder}|zarr3:"
         shown: dict[str, Any] = {"type": "segmentation", "source": source, "name": layer.name, "visible": layer.visible}
         if layer.kind == "image":
             low, high = self.window
@@ -180,7 +190,7 @@ def make_view(volume: Volume, name: str | None = None, truth: str | None = None,
     sight = sight or _middle(volume)
     return View(
         volume.path, name, truth, tuple(_layers(volume, name, truth)), sight, volume.voxel_size_um,
-        _window(volume, sight.at),
+        *_window(volume, sight.at),
     )  # fmt: skip
 
 
@@ -207,10 +217,7 @@ def _latest_run(volume: Volume) -> str | None:
 def _choose_truth(volume: Volume, name: str | None) -> str | None:
     """The truth that a run was compared with, else the only one of the volume; None without any."""
     compared = None if name is None else choose_truth(volume, name, None)
-    known = [label.name for label in volume.labels().values() if label.kind == "truth"]
-    if compared is None and len(known) > 1:
-        raise ConfigError(f"{volume.path}: has the truths {', '.join(known)}; choose one with --truth")
-    return compared or next(iter(known), None)
+    return only_truth(volume) if compared is None else compared
 
 
 def _layers(volume: Volume, name: str | None, truth: str | None) -> list[Layer]:
@@ -268,14 +275,20 @@ def _centre(box: Box) -> Place:
     return z, y, x
 
 
-def _window(volume: Volume, at: Place) -> tuple[int, int]:
-    """Grey levels from black to white: nearly all voxels around a place have them, but for the mosaic's empty black."""
+def _window(volume: Volume, at: Place) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """Grey levels from black to white: nearly all voxels around a place have them, but for the mosaic's empty black.
+
+    Also what is damaged there: the viewer shows what is left.
+    """
     z, y, x = map(int, at)
     around = Box((z, y, x), (z + 1, y + 1, x + 1)).grow((0, AROUND, AROUND)) & Box.whole(volume.shape)
-    try:
-        values = volume.image.full.read(around)
-    except DamageError:  # the viewer shows what is left
-        values = np.zeros(0, volume.dtype)
+    image, damage = open_rendition(volume, None), []
+    values = np.zeros(0, volume.dtype)
+    for part in image.array.shards.parts(around):
+        try:
+            values = np.append(values, image.read(part))
+        except DamageError as error:
+            damage.append(str(error))
     values = values[values > 0]
     low, high = np.quantile(values, WINDOW_QUANTILES, method="nearest").tolist() if values.size else (0, 0)
-    return (low, high) if low < high else (0, int(np.iinfo(volume.dtype).max))
+    return (low, high) if low < high else (0, int(np.iinfo(volume.dtype).max)), tuple(dict.fromkeys(damage))

@@ -169,6 +169,10 @@ class Volume:
         """All but those of other programs, which may be stored in any way, and are left as they are."""
         return [label for label in self.labels().values() if label.kind in KINDS]
 
+    def truths(self) -> list[str]:
+        """Names of the labels of experts."""
+        return [label.name for label in self.labels().values() if label.kind == "truth"]
+
     def label(self, name: str) -> Pyramid:
         """Label image of this name.
 

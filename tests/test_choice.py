@@ -45,7 +45,9 @@ def watch(name: str) -> nullcontext:
 
 
 def choose(config: RunConfig, *denoise: str, methods: str = "", scopes: str = "", **words: Any) -> Choice:
-    return compare(config, parse_contest(config, Words(methods.split(), scopes.split(), denoise, **words)), watch)
+    return compare(
+        config, parse_contest(config, Words(methods.split() or None, scopes.split() or None, denoise, **words)), watch
+    )
 
 
 def rows(choice: Choice) -> dict[tuple[str, str], float]:
@@ -244,6 +246,8 @@ def test_level_of_the_volume_says_what_it_is_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--methods", ""], "--methods: got nothing, expected one of isodata, li, "),
+        (["--scopes", " ,"], "--scopes: got nothing, expected one of slice, smooth, tile, volume; or leave it out"),
         (["--methods", "otsu,yenn"], "--methods: got 'yenn', did you mean `yen`?"),
         (["--scopes", "tiles"], "--scopes: got 'tiles', did you mean `tile`?"),
         (["--by", "accuracy"], "--by: got 'accuracy', expected one of f1, mcc"),
@@ -280,6 +284,20 @@ def test_comparison_needs_a_truth(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (1, 64, 64))
     with pytest.raises(ConfigError, match="add --truth NAME"):
         choose(run_config(volume, truth=None))
+
+
+def test_only_truth_is_chosen_and_several_are_named(tmp_path: Path) -> None:
+    assert "no such volume" in kesm("compare", tmp_path / "none.zarr").message
+    bare = Volume.create(tmp_path / "bare.zarr", (1, 64, 64), "uint8")
+    message = kesm("compare", bare.path).message
+    assert message.startswith(f"{bare.path}: has no truth; bring one in with `kesm ingest FILES --volume {bare.path} ")
+    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
+    answer = kesm("compare", volume.path, "--methods", "otsu", "--json")
+    assert check_document("compare", answer.document)["truth"] == "groundtruth"
+    volume.create_truth("other", MAPPING)
+    volume.publish_label("other")
+    message = kesm("compare", volume.path).message
+    assert message == f"{volume.path}: has the truths groundtruth, other; choose one with --truth"
 
 
 def test_rows_as_csv(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_published_numbers_come_out_of_the_real_tile(here):
     ingested = kesm_process("ingest", TILE / "grayscale.png", "--volume", "t.zarr", "--json")
     assert check_document("ingest", ingested.document) == {
         "schema": 1, "volume": "t.zarr", "label": None, "slices": [0], "shape": [1, 512, 512],
-        "placed": "in natural order", "mapping": None,
+        "placed": "in natural order", "mapping": None, "voxel_size_um": None,
     }  # fmt: skip
     label = kesm("ingest", TILE / "groundtruth.png", "--volume", "t.zarr", "--label", "groundtruth", "--json")
     assert check_document("ingest", label.document)["mapping"] == {
@@ -199,13 +199,37 @@ def test_ingest_says_what_to_type_next(here):
     stack("s", GREY, GREY)
     answer = kesm("ingest", "s", "--volume", "v.zarr", "--voxel-size", "1,0.7,0.6", "--threads", "1")
     assert answer.code == 0
-    assert answer.out == "image: 2 slices, 0 to 1, in natural order, in v.zarr\nnext: kesm run v.zarr\n"
+    assert answer.out == (
+        "image: 2 slices, 0 to 1, in natural order, in v.zarr\nvoxel size: 1 x 0.7 x 0.6 um (z, y, x)\n"
+        "next: kesm run v.zarr\n"
+    )
     assert answer.err.startswith("image: 2/2, ")
     answer = kesm("ingest", stack("t", GREY), "--volume", "v.zarr", "--label", "gt", "--vessel-above", "99.5")
     assert answer.out == "label gt: slice 0, by file name, in v.zarr\nnext: kesm run v.zarr --truth gt\n"
     answer = kesm("ingest", stack("u", GREY, first=3), "--volume", "v.zarr", "--append", "--json")
     assert check_document("ingest", answer.document)["slices"] == [2]
     assert Volume("v.zarr").voxel_size_um == (1.0, 0.7, 0.6)
+
+
+def test_ingest_says_which_voxel_size_the_files_state(here):
+    sizes = {"PhysicalSizeY": 0.7, "PhysicalSizeX": 0.6}
+    save("flat.tif", GREY, ome=True, metadata={"axes": "YX"} | sizes)
+    answer = kesm("ingest", "flat.tif", "--volume", "flat.zarr", "--json")
+    assert check_document("ingest", answer.document)["voxel_size_um"] is None
+    assert answer.err.startswith(
+        "note: flat.tif states voxels of 0.7 x 0.6 um (y, x) and no z, so that no size is stored; "
+        "give --voxel-size Z,0.7,0.6\n"
+    )
+    given = kesm("ingest", "flat.tif", "--volume", "given.zarr", "--voxel-size", "1,0.7,0.6", "--json")
+    assert check_document("ingest", given.document)["voxel_size_um"] == [1, 0.7, 0.6]
+    save("whole.tif", GREY, ome=True, metadata={"axes": "YX", "PhysicalSizeZ": 1.5} | sizes)
+    answer = kesm("ingest", "whole.tif", "--volume", "whole.zarr")
+    assert "\nvoxel size: 1.5 x 0.7 x 0.6 um (z, y, x)\n" in answer.out
+    label = kesm("ingest", save("truth.tif", GREY, ome=True, metadata={"axes": "YX", "PhysicalSizeZ": 9} | sizes),
+                 "--volume", "whole.zarr", "--label", "gt", "--vessel-above", "99.5", "--start-z", "0")  # fmt: skip
+    assert label.code == 0
+    for silent in (given, answer, label):
+        assert "note:" not in silent.err
 
 
 def test_demo_prints_its_result(here, monkeypatch):

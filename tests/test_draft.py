@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.draft import draft_file, draft_folder
-from pipeline.errors import ExistsError, MissingInputError, StorageError
+from pipeline.draft import check_place, draft_file, draft_folder
+from pipeline.errors import ConfigError, ExistsError, MissingInputError, StorageError
+from pipeline.runs import run
+from tests.builders import build_volume, run_config
+from tests.command import kesm
 
 
 def is_text(name: str) -> bool:
@@ -200,6 +204,52 @@ def test_folder_that_one_stands_in_is_not_replaced(tmp_path, monkeypatch):
     for path in (Path(), Path("..")):
         with pytest.raises(ExistsError, match="which is not of an export"), draft_folder(path, is_text, replace=True):
             pytest.fail("nothing must be written")
+
+
+def test_nothing_is_written_into_zarr_data(tmp_path):
+    brain = tmp_path / "brain.zarr"
+    (brain / "labels").mkdir(parents=True)
+    (brain / "zarr.json").write_text("{}")
+    (brain / "out.csv").symlink_to(tmp_path / "out.csv")
+    for name, target in {"way": "brain.zarr/labels", "table.csv": "brain.zarr/zarr.json"}.items():
+        (tmp_path / name).symlink_to(target)
+    for name in ("brain.zarr", "brain.zarr/t", "brain.zarr/labels/t", "brain.zarr/out.csv", "way/t", "table.csv"):
+        refused = pytest.raises(ConfigError, match=f"{name}: would lie in .*brain.zarr, which is Zarr data; .* --out$")
+        with refused, draft_file(tmp_path / name, replace=True):
+            pytest.fail("nothing must be written")
+        with refused, draft_folder(tmp_path / name, is_text, replace=True):
+            pytest.fail("nothing must be written")
+    with pytest.raises(ConfigError, match="outside of it with --write"):
+        check_place(brain / "best.yaml", replace=True, option="--write")
+
+
+COMMANDS = {
+    "report": ["report", "brain.zarr", "--out", "brain.zarr/sub/report"],
+    "one report": ["report", "brain.zarr", "--out", "brain.zarr/report.html"],
+    "report itself": ["report", "brain.zarr", "--out", "brain.zarr"],
+    "figure": ["figure", "overview", "brain.zarr", "--out", "brain.zarr/a.png"],
+    "export": ["export", "brain.zarr", "--image", "--out", "brain.zarr/labels/slices"],
+    "export file": ["export", "brain.zarr", "--image", "--out", "brain.zarr/a.ome.tif", "--replace"],
+    "export itself": ["export", "brain.zarr", "--image", "--out", "brain.zarr", "--replace"],
+    "tables": ["tables", "brain.zarr", "--out", "brain.zarr/a.csv", "--replace"],
+    "compare": ["compare", "brain.zarr", "--write", "brain.zarr/a.yaml"],
+}
+
+
+@pytest.fixture(scope="module")
+def brain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Volume with a run."""
+    volume = build_volume(tmp_path_factory.mktemp("draft") / "brain.zarr", (1, 64, 64))
+    run(run_config(volume))
+    return volume.path
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_no_command_writes_into_a_volume(brain, monkeypatch, words):
+    monkeypatch.chdir(brain.parent)
+    before = sorted(brain.rglob("*"))
+    assert re.search(r": would lie in brain.zarr\S*, which is Zarr data", kesm(*words).message)
+    assert sorted(brain.rglob("*")) == before
 
 
 def test_what_dead_processes_left_is_swept_and_that_of_live_ones_stays(tmp_path):

@@ -48,7 +48,7 @@ from pipeline.figures.subject import Subject
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
 from pipeline.geometry import Box
 from pipeline.histogram import joint_histogram
-from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, overlay
+from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify, overlay
 from pipeline.phantom import Phantom
 from pipeline.runs import run
 from pipeline.tables import RunTables, Status
@@ -366,6 +366,59 @@ def test_label_of_another_truth_is_not_shown(mine):
     view = read_overlay(mine, Request(name="otsu", truth="second", z=0, level=1), 1000)
     assert view.excerpt.errors is None
     assert set(np.unique(view.excerpt.kinds())) == {TP, FN}
+
+
+@pytest.fixture(scope="module", params=["label", "padding"])
+def partly(request, volume: Volume, tmp_path_factory: pytest.TempPathFactory) -> tuple[Volume, np.ndarray]:
+    """A copy with a run that keeps to a valid area, and the truth, 127 outside of that area."""
+    made = Volume(shutil.copytree(volume.path, tmp_path_factory.mktemp("partly") / "brain.zarr"))
+    row, column = np.ogrid[: SHAPE[1], : SHAPE[2]]
+    inside = np.broadcast_to((row - 301) ** 2 + (column - 333) ** 2 < 251**2, SHAPE)  # its edge runs through pixels
+    image = voxels(made)
+    padding = int(np.bincount(image[voxels(made, "groundtruth") == 255]).argmax())
+    if request.param == "padding":
+        inside = image != padding
+    else:
+        made.staging.mkdir()
+        label, ledger = made.create_truth("inside", MAPPING)
+        for z, plane in enumerate(inside):
+            ledger.record(z, label.write_slice(z, np.uint8(255) * plane, made.staging), f"{z}.png", 0)
+        made.publish_label("inside")
+        made.staging.rmdir()
+    valid = {"padding": padding} if request.param == "padding" else {"label": "inside"}
+    run(run_config(made, "partly", tile=SIDE, valid=valid))
+    return made, np.where(inside, voxels(made, "groundtruth"), np.uint8(127))
+
+
+def test_voxels_outside_of_the_valid_area_are_not_compared(partly):
+    volume, truth = partly
+    part = Box((2, 1, 30), (3, 600, 699))  # no whole tiles, so its counts are those of voxels
+    view = read_overlay(volume, Request("partly", "groundtruth", region=part), 1000)
+    known, mask = truth[part.slices][0], voxels(volume, "partly")[part.slices][0]
+    found = view.excerpt.kinds()
+    np.testing.assert_array_equal(found, classify(known, mask))
+    everywhere = classify(voxels(volume, "groundtruth")[part.slices][0], mask)
+    assert FN in everywhere[found == PLAIN]
+    assert view.counts == Counts.from_images(known, mask)
+    whole = read_overlay(volume, Request("partly", "groundtruth", z=2), 1000)
+    assert whole.counts == Counts.from_images(truth[2], voxels(volume, "partly")[2])  # of the tables
+    words = [text.get_text() for text in draw_overlay(view, STYLE).findobj(Text)]
+    assert "not annotated, or not valid: the plain image" in words
+
+
+def test_coarse_pixels_are_compared_by_their_valid_voxels(partly):
+    volume, truth = partly
+    mask, request = voxels(volume, "partly"), Request("partly", "groundtruth", z=2, level=1)
+    blocks = truth[2].reshape(300, 2, 350, 2).swapaxes(1, 2).reshape(300, 350, 4)
+    found = read_overlay(volume, request, 1000).excerpt
+    np.testing.assert_array_equal(found.truth, np.where((blocks == 255).any(axis=2), 255, blocks.min(axis=2)))
+    np.testing.assert_array_equal(found.kinds(), classify(found.truth, found.mask))
+    part = read_overlay(volume, replace(request, z=None, region=Box((2, 101, 3), (3, 599, 700))), 1000).excerpt
+    np.testing.assert_array_equal(part.truth, found.truth[50:, 1:])
+    run(run_config(volume, "partly", tile=SIDE, valid=RunTables(volume, "partly").recipe["valid"], confusion=True))
+    shown = read_overlay(volume, request, 1000).excerpt
+    assert shown.errors is not None
+    np.testing.assert_array_equal(shown.kinds(), slow_errors(mask, truth, 2))
 
 
 def test_overview_shows_what_there_is(volume, bare):

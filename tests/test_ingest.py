@@ -124,7 +124,7 @@ def test_new_volume_holds_the_files_voxel_for_voxel_with_its_levels(tmp_path):
     path = tmp_path / "brain.zarr"
     done = image(write(tmp_path / "image", files), path, size=(1.0, 0.7, 0.6))
 
-    assert done == Ingested(path, None, (0, 1, 2), (3, 601, 523), "in natural order", {})
+    assert done == Ingested(path, None, (0, 1, 2), (3, 601, 523), "in natural order", {}, (1.0, 0.7, 0.6))
     volume = Volume(path)
     np.testing.assert_array_equal(read(volume.image.full), np.stack(slices))
     assert [array.shape for array in volume.image.levels] == [(3, 601, 523), (3, 301, 262)]
@@ -261,6 +261,62 @@ def test_what_does_not_fit_is_not_appended(tmp_path, files, size, error, message
         image(write(tmp_path / "more", files), path, size=size, append=True)
     assert tree(path) == before
     assert not (tmp_path / "brain.zarr.staging").exists()
+
+
+def ome(path: Path, z: float | None = 1.5, y: float = 0.7, x: float = 0.6, seed: int = 3) -> Path:
+    """OME-TIFF of one slice that states the size of its voxels."""
+    sizes = {"PhysicalSizeZ": z, "PhysicalSizeY": y, "PhysicalSizeX": x}
+    path.parent.mkdir(exist_ok=True)
+    stated = {key: size for key, size in sizes.items() if size is not None}
+    tifffile.imwrite(path, planes(1, seed=seed)[0], ome=True, metadata={"axes": "YX"} | stated)
+    return path
+
+
+def test_voxel_size_is_the_one_that_the_files_state(tmp_path):
+    path = tmp_path / "brain.zarr"
+    done = image(ome(tmp_path / "in" / "slice_1.tif"), path)
+    assert done.voxel_size_um == Volume(path).voxel_size_um == (1.5, 0.7, 0.6)
+    assert image(ome(tmp_path / "slice_2.tif", x=0.6001), path, append=True).voxel_size_um == (1.5, 0.7, 0.6)
+    assert image(ome(tmp_path / "slice_3.tif", z=None), path, append=True).slices == (2,)
+    done = image(tmp_path / "in", tmp_path / "given.zarr", (3.0, 2.0, 1.0))
+    assert done.voxel_size_um == Volume(tmp_path / "given.zarr").voxel_size_um == (3.0, 2.0, 1.0)
+
+
+def test_size_that_is_not_known_along_z_is_not_stored(tmp_path):
+    ome(tmp_path / "in" / "slice_1.tif", z=None)
+    ome(tmp_path / "in" / "slice_2.tif", z=None, x=7)
+    assert image(tmp_path / "in", tmp_path / "brain.zarr").voxel_size_um is None
+    assert Volume(tmp_path / "brain.zarr").voxel_size_um is None
+    assert image(ome(tmp_path / "slice_3.tif"), tmp_path / "brain.zarr", append=True).voxel_size_um is None
+
+
+@pytest.mark.parametrize("other", [{"z": 1.6}, {"y": 0.6}, {"z": None, "x": 0.61}], ids=["z", "y", "x"])
+def test_files_that_contradict_each_other_are_refused(tmp_path, other):
+    ome(tmp_path / "in" / "slice_1.tif")
+    ome(tmp_path / "in" / "slice_2.tif", **other)
+    with pytest.raises(
+        ConfigError,
+        match=r"^slice_2\.tif: states voxels of \S+ x 0\.\d+ x 0\.\d+ um \(z, y, x\), slice_1\.tif of "
+        r"1\.5 x 0\.7 x 0\.6; give the right one with --voxel-size Z,Y,X$",
+    ):
+        image(tmp_path / "in", tmp_path / "brain.zarr")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+    assert image(tmp_path / "in", tmp_path / "brain.zarr", (1.0, 0.7, 0.6)).voxel_size_um == (1.0, 0.7, 0.6)
+
+
+def test_files_that_contradict_the_volume_are_not_appended(tmp_path):
+    path = tmp_path / "brain.zarr"
+    image(ome(tmp_path / "slice_1.tif"), path)
+    before = tree(path)
+    other = ome(tmp_path / "slice_2.tif", z=None, x=0.7)
+    with pytest.raises(
+        ConfigError,
+        match=r"^slice_2\.tif: states voxels of \? x 0\.7 x 0\.7 um \(z, y, x\), .*brain\.zarr of 1\.5 x 0\.7 x 0\.6; "
+        r"leave the file out, or give --voxel-size 1\.5,0\.7,0\.6 if that is right$",
+    ):
+        image(other, path, append=True)
+    assert tree(path) == before
+    assert image(other, path, (1.5, 0.70001, 0.6), append=True).voxel_size_um == (1.5, 0.7, 0.6)
 
 
 def test_file_that_is_a_slice_already_is_not_appended(tmp_path):

@@ -309,6 +309,22 @@ def test_place_that_is_a_file(volume, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_one_report_may_be_a_file(volume, tmp_path):
+    answer = kesm("report", volume.path, "--name", "otsu", "--out", tmp_path / "mine.html", "--json")
+    document = check_document("report", answer.document)
+    assert (document["index"], [report["file"] for report in document["reports"]]) == (
+        None,
+        [str(tmp_path / "mine.html")],
+    )
+    kesm("report", volume.path, "--name", "otsu", "--out", tmp_path / "folder")
+    (page,) = (tmp_path / "folder").iterdir()
+    assert (tmp_path / "mine.html").read_bytes() == page.read_bytes()
+    message = kesm("report", volume.path, "--out", tmp_path / "all.html").message
+    assert message.endswith("all.html, a file, for 2 reports; name a folder, or one run with --name")
+    assert "the folder" in kesm("report", volume.path, "--name", "otsu", "--out", tmp_path / "none/a.html").message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "mine.html"]
+
+
 def test_no_volume(tmp_path):
     assert "no such volume" in kesm("report", tmp_path / "none.zarr").message
 
@@ -604,6 +620,22 @@ def test_gallery_chooses_tiles(volume, tiles):
     for picture in worst.pictures:
         assert picture.counts == Counts(*tiles.require_truth()[picture.cell].tolist())
         assert picture.box == tiles.box(picture.cell)
+
+
+def test_gallery_compares_valid_voxels_alone(volume, tmp_path):
+    mine = Volume(shutil.copytree(volume.path, tmp_path / "v.zarr"))
+    image, truth = (array.read(Box.whole(mine.shape)) for array in (mine.image.full, mine.label("groundtruth").full))
+    padding = int(np.bincount(image[truth == 255]).argmax())
+    run(run_config(mine, "partly", tile=128, valid={"padding": padding}))
+    pictures = [picture for room in make_gallery(mine, census(mine, "partly")) for picture in room.pictures]
+    outside = 0
+    for picture in pictures:
+        there = image[picture.box.slices][0] == padding
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.overlay.partition(",")[2]))).convert("RGBA"))
+        assert not shown[there].any()
+        assert (shown[..., 3] > 0).sum() == picture.counts.total
+        outside += (there & (truth[picture.box.slices][0] == 255)).sum()
+    assert outside > 0
 
 
 @pytest.mark.parametrize("label", ["", "labels/groundtruth", "labels/otsu"], ids=["image", "truth", "mask"])

@@ -45,15 +45,20 @@ def connect(server: ViewServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
 
 
+def below(server: ViewServer, path: str) -> str:
+    """A path behind the key; what is no path is left alone."""
+    return f"/{server.key}{path}" if path.startswith("/") else path
+
+
 def lines(path: str, method: str = "GET", **headers: str) -> bytes:
     fields = {"Host": "127.0.0.1"} | {name.replace("_", "-"): value for name, value in headers.items()}
     return "\r\n".join([f"{method} {path} HTTP/1.1", *(": ".join(field) for field in fields.items()), "", ""]).encode()
 
 
 def ask(server: ViewServer, path: str, method: str = "GET", **headers: str) -> Reply:
-    """Ask once, with exactly this path: nothing on the way tidies it up."""
+    """Ask once, with the key and exactly this path: nothing on the way tidies it up."""
     with connect(server) as connection:
-        connection.sendall(lines(path, method, **headers))
+        connection.sendall(lines(below(server, path), method, **headers))
         return read_reply(connection, method)
 
 
@@ -87,7 +92,7 @@ def server(store: Path) -> Iterator[ViewServer]:
     page = store.parent / "index.html"
     page.write_bytes(b"<!doctype html>")
     (store.parent / "main.js").write_bytes(b"'x'")
-    site = Site(store, {path.name: path for path in (page, store.parent / "main.js")}, lambda origin: f"{origin}/v/#!x")
+    site = Site(store, {path.name: path for path in (page, store.parent / "main.js")}, lambda root: f"{root}/v/#!x")
     with ViewServer(site) as server, server.serving():
         yield server
 
@@ -140,11 +145,48 @@ def test_what_the_viewer_reads_is_served(server, path, body, kind):
 )  # fmt: skip
 def test_nothing_else_is(server, store, path):
     with connect(server) as connection:
-        connection.sendall(lines(path.replace("{root}", str(store))))
+        connection.sendall(lines(below(server, path.replace("{root}", str(store)))))
         reply = read_reply(connection)
     assert reply.status in (400, 404)
     assert SECRET not in reply.body
     assert str(store).encode() not in reply.body
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v/kesm/", "/volume/zarr.json", "/events/kesm", "/nothing"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        pytest.param("", id="none"),
+        pytest.param("/", id="empty"),
+        pytest.param("/{wrong}", id="last letter"),
+        pytest.param("/{key}x", id="longer"),
+        pytest.param("/{short}", id="shorter"),
+        pytest.param("/{lower}", id="other case"),
+        pytest.param("/%{first:02x}{rest}", id="quoted"),
+        pytest.param("/x/{key}", id="later"),
+        pytest.param("/x/../{key}", id="dots"),
+        pytest.param("/?{key}", id="query"),
+        pytest.param("/\u00e9{rest}", id="not ASCII"),
+    ],
+)
+def test_who_does_not_know_the_key_finds_nothing(server, prefix, path):
+    key = server.key
+    wrong = key[:-1] + ("A" if key[-1] == "B" else "B")
+    asked = prefix.format(key=key, wrong=wrong, short=key[:-1], lower=key.swapcase(), first=ord(key[0]), rest=key[1:])
+    for method in ("GET", "HEAD", "POST"):
+        with connect(server) as connection:
+            connection.sendall(lines(asked + path or "/", method))
+            reply = read_reply(connection, method)
+        assert reply.status == 404
+        assert "Location" not in reply.headers
+        assert key.encode() not in reply.body
+
+
+def test_key_cannot_be_guessed(store):
+    site = Site(store, {}, str)
+    with ViewServer(site) as one, ViewServer(site) as other:
+        assert one.key != other.key
+        assert re.fullmatch(r"[A-Za-z0-9_-]{43}", one.key)  # 32 bytes
 
 
 @pytest.mark.parametrize(
@@ -218,6 +260,12 @@ def test_ranges(server, asked, expected):
     assert ask(server, "/volume/0/c/0/0/0", "HEAD", Range=asked).status == 200
 
 
+def test_browsers_learn_without_the_key_that_there_is_no_icon(server):
+    with connect(server) as connection:
+        connection.sendall(lines("/favicon.ico"))
+        assert read_reply(connection).status == 204
+
+
 @given(size=integers(0, 50), first=integers(0, 60), length=integers(1, 60))
 def test_range_is_what_a_slice_is(size, first, length):
     data = bytes(range(size))
@@ -256,9 +304,9 @@ def test_a_connection_serves_many_requests(server):
     with connect(server) as connection:
         for path, method, status in (
             ("/volume/0/c/0/0/0", "HEAD", 200), ("/volume/0/c/9/0/0", "GET", 404), ("/volume/0/c/9/0/0", "HEAD", 404),
-            ("/favicon.ico", "GET", 204), ("/volume/0/c/0/0/0", "GET", 200), ("/", "HEAD", 302), ("/", "GET", 302),
+            ("/volume/0/c/0/0/0", "GET", 200), ("/", "HEAD", 302), ("/", "GET", 302),
         ):  # fmt: skip
-            connection.sendall(lines(path, method))
+            connection.sendall(lines(below(server, path), method))
             assert read_reply(connection, method).status == status
 
 
@@ -292,9 +340,9 @@ def test_what_is_no_request_is_refused(server, raw, status, capfd):
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_body_is_no_second_request(server, method):
-    second = lines("/volume/labels/zarr.json")
+    second, path = lines(below(server, "/volume/labels/zarr.json")), below(server, "/volume/zarr.json")
     with connect(server) as connection:
-        connection.sendall(lines("/volume/zarr.json", method, Content_Length=str(len(second))) + second)
+        connection.sendall(lines(path, method, Content_Length=str(len(second))) + second)
         answer = bytearray()
         try:
             while part := connection.recv(65536):
@@ -329,7 +377,7 @@ def test_only_names_of_this_machine_are_answered(server, host, status):
         if path == "/" or status == 403:
             assert ask(server, path, Host=host).status == status
     assert ask(server, "/", "HEAD", Host=host).headers["Location"] == (
-        f"http://{host}/v/#!x" if status == 302 else None
+        f"http://{host}/{server.key}/v/#!x" if status == 302 else None
     )
 
 
@@ -338,12 +386,14 @@ def test_only_names_of_this_machine_are_answered(server, host, status):
 )
 def test_one_host_must_be_named(server, hosts):
     with connect(server) as connection:
-        connection.sendall(b"GET /volume/zarr.json HTTP/1.1\r\n" + hosts + b"\r\n")
-        assert read_reply(connection).status == 403
+        connection.sendall(f"GET /{server.key}/volume/zarr.json HTTP/1.1\r\n".encode() + hosts + b"\r\n")
+        reply = read_reply(connection)
+    assert reply.status == 403
+    assert server.key.encode() not in reply.body  # a foreign page may read this
 
 
 def test_no_other_page_may_read_an_answer(server):
-    for path in ("/", "/v/kesm/", "/volume/zarr.json", "/volume/nothing", "/favicon.ico"):
+    for path in ("/", "/v/kesm/", "/volume/zarr.json", "/volume/nothing"):
         headers = ask(server, path, Origin="http://example.com").headers
         assert not [name for name in headers if name.lower().startswith("access-control")]
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
@@ -358,7 +408,7 @@ def test_a_browser_that_goes_away_harms_nobody(server, store, capfd):
     for _ in range(3):
         with connect(server) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not a goodbye
-            connection.sendall(lines("/volume/0/c/0/0/0"))
+            connection.sendall(lines(below(server, "/volume/0/c/0/0/0")))
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         with connect(server) as connection:
             connection.sendall(b"GET /volu")
@@ -376,7 +426,7 @@ def test_storage_that_fails_is_no_missing_chunk(server, monkeypatch):
 
 def test_client_holds_a_stream_until_the_server_ends(server):
     with connect(server) as connection:
-        connection.sendall(lines("/events/kesm?c=1"))
+        connection.sendall(lines(below(server, "/events/kesm?c=1")))
         response = http.client.HTTPResponse(connection)
         response.begin()
         assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream")
@@ -402,16 +452,16 @@ def test_host_that_is_not_this_machine(server, host):
 
 
 @pytest.mark.parametrize(
-    ("host", "origin", "private"),
+    ("host", "root", "private"),
     [
         ("127.0.0.1", "http://127.0.0.1:", True),
         ("localhost", "http://localhost:", True),
         ("0.0.0.0", "http://127.0.0.1:", False),
     ],
 )
-def test_origin(store, host, origin, private):
+def test_root(store, host, root, private):
     with ViewServer(Site(store, {}, str), host=host) as serving:
-        assert (serving.origin, serving.is_private) == (f"{origin}{serving.port}", private)
+        assert (serving.root, serving.is_private) == (f"{root}{serving.port}/{serving.key}", private)
 
 
 @pytest.mark.skipif(find_spec("neuroglancer") is None, reason="the extra `view` is not installed")

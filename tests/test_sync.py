@@ -283,6 +283,34 @@ def test_options_of_the_sources(lab):
     assert lab.sync().run.tiles.reused == 2
 
 
+def ome(lab: Lab, number: int, z: float) -> Path:
+    """Image that states the size of its voxels."""
+    path = lab.images / f"s_{number}.tif"
+    sizes = {"PhysicalSizeZ": z, "PhysicalSizeY": 0.7, "PhysicalSizeX": 0.6}
+    tifffile.imwrite(path, grey(number), ome=True, metadata={"axes": "YX"} | sizes)
+    return path
+
+
+def test_voxel_size_is_the_one_that_the_files_state(lab):
+    ome(lab, 1, 1.5)
+    other = ome(lab, 2, 3)
+    assert refusal(lab) == (
+        "s_2.tif: states voxels of 3 x 0.7 x 0.6 um (z, y, x), s_1.tif of 1.5 x 0.7 x 0.6; set the right one as "
+        "`sync.voxel_size_um: [z, y, x]`"
+    )
+    assert not lab.path.exists()
+    other.unlink()
+    lab.sync()
+    assert lab.volume.voxel_size_um == (1.5, 0.7, 0.6)
+    ome(lab, 2, 3)
+    assert refusal(lab) == (
+        "s_2.tif: states voxels of 3 x 0.7 x 0.6 um (z, y, x), brain.zarr of 1.5 x 0.7 x 0.6; leave the file out, or "
+        "set `sync.voxel_size_um: [1.5, 0.7, 0.6]` if that is right"
+    )
+    lab.config.write_text(TEXT + "  voxel_size_um: [1.5, 0.70001, 0.6]\n")
+    assert lab.sync().images.added == (1,)
+
+
 def test_nothing_has_arrived_yet(lab):
     done = lab.sync()
     assert (done.run, done.gaps, done.partial) == (None, (), False)

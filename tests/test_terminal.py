@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from shlex import quote
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -22,10 +23,11 @@ from pipeline.summary import Summary, Tiles, describe
 from pipeline.terminal.console import make_console
 from pipeline.terminal.meter import Meter
 from pipeline.terminal.outlook import recipe_words, show_plan
-from pipeline.terminal.results import score_rows, show_summary
+from pipeline.terminal.results import failure_lines, score_rows, show_summary
 from pipeline.terminal.status import StatusBoard, activity_words, show_status
 from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
+from tests.command import kesm
 
 COUNTS = Counts(tp=5595, fp=122, fn=1863, tn=254564)
 
@@ -86,6 +88,15 @@ def test_lines_tell_rate_time_left_and_counts(monkeypatch):
     assert " s left" in lines[0]
     assert " s left" not in lines[-1]
     assert lines[-1].endswith("tp 20 fp 4 fn 8 tn 3.6k mcc 0.770 1 failed")
+
+
+def test_score_that_will_be_another_is_not_shown(monkeypatch):
+    monkeypatch.setattr("pipeline.terminal.meter.PLAIN_EVERY_S", -1.0)
+    stream = io.StringIO()
+    with Meter("run otsu", total=2, stream=stream, scored=False) as meter:
+        for event in events(2, failed=1):
+            meter(event)
+    assert re.fullmatch(r"run otsu: 2/2, \d+ Mvoxel/s, 1 failed", stream.getvalue().splitlines()[-1])
 
 
 def test_jobs_say_what_they_do():
@@ -245,6 +256,29 @@ def test_status_shows_every_run_and_cuts_no_name(volume):
     assert "pending" not in text
 
 
+def no_ink(image: np.ndarray) -> np.ndarray:
+    raise ValueError("no ink:\n  none at all")
+
+
+def test_mask_is_named_where_there_is_one(volume):
+    words = ("run", volume.path, "--truth", "groundtruth", "--name")
+    answer = kesm(*words, "broken", "--set", f"segmenter.target={__name__}:no_ink", "--set", "tile=32")
+    assert answer.code == 3
+    assert "no ink: " in answer.out
+    assert "\ufffd" not in answer.out
+    assert "mask: " not in answer.out
+    assert f"mask: {volume.path / 'labels' / 'whole'}\n" in kesm(*words, "whole").out
+
+
+def test_progress_shows_no_score_that_leaves_out_less(volume):
+    words = ("run", volume.path, "--truth", "groundtruth", "--name")
+    assert " mcc " in kesm(*words, "all-scored").err
+    answer = kesm(*words, "some-scored", "--exclude-flagged")
+    assert "run some-scored: 2/2" in answer.err
+    assert " mcc " not in answer.err
+    assert "MCC" in answer.out
+
+
 def test_status_shows_what_is_left(tmp_path):
     volume = build_volume(tmp_path / "brain.zarr", (3, 64, 96), absent=(2,))
     run(run_config(volume, region="z=0:1"))
@@ -256,9 +290,9 @@ def test_status_shows_what_is_left(tmp_path):
 
 
 def test_plan_is_shown_in_words(volume):
-    plan = make_plan(run_config(volume, region="z=0:1"))
+    plan = replace(make_plan(run_config(volume, region="z=0:1")), tiles_done=1)
     stream = io.StringIO()
-    show_plan(plan, 1, Console(file=stream, width=400, markup=False, emoji=False))
+    show_plan(plan, Console(file=stream, width=400, markup=False, emoji=False))
     for words in (
         str(volume.path), "2 x 64 x 96 voxels (z, y, x)", "dark vessels, median 1 x 3 x 3, otsu per tile of 512",
         "groundtruth", "z=0:1,y=0:64,x=0:96", "no shard is written by two", "1, of which 1 are done already",
@@ -270,7 +304,7 @@ def test_plan_is_shown_in_words(volume):
 def test_slow_filter_is_said_to_be_slow(volume):
     stream = io.StringIO()
     plan = make_plan(run_config(volume, name="slow", denoise={"method": "median", "size": 9}))
-    show_plan(plan, 0, Console(file=stream, width=400))
+    show_plan(plan, Console(file=stream, width=400))
     assert "a hundred times slower" in stream.getvalue()
 
 
@@ -369,10 +403,25 @@ def test_names_are_printed_as_they_are_and_drive_no_terminal():
     evil = work(user="[red]a[/red] :skull:\x1b[31m\n", host="h\udcff")
     for stream in (io.StringIO(), Terminal()):
         show_status(status_document(evil), [], make_console(stream))
-        assert "by [red]a[/red] :skull:\ufffd[31m\ufffd on h\ufffd (" in stream.getvalue()
+        assert "by [red]a[/red] :skull:\ufffd[31m  on h\ufffd (" in stream.getvalue()
         assert "\x1b[31m" not in stream.getvalue()
-    failed = result(failures=[(Box((1, 0, 0), (2, 5, 5)), "a\x1b[2J.png is gone")])
+    failed = result(failures=[(Box((1, 0, 0), (2, 5, 5)), "a\x1b[2J.png\nis gone")])
     assert "failed: z=1:2,y=0:5,x=0:5: a\ufffd[2J.png is gone" in shown(failed)
+
+
+def test_blocks_that_failed_alike_have_one_line():
+    boxes = [Box((z, 0, 0), (z + 1, 2, 3)) for z in range(5)]
+    failures = [(box, "dark" if z == 2 else "no room") for z, box in enumerate(boxes)]
+    lines = ["z=0:1,y=0:2,x=0:3: no room (and 3 more blocks)", "z=2:3,y=0:2,x=0:3: dark"]
+    assert failure_lines(failures) == lines
+    assert failure_lines(failures[:2]) == ["z=0:1,y=0:2,x=0:3: no room (and 1 more block)"]
+    text = shown(result(failures=failures))
+    assert [line for line in text.splitlines() if "failed:" in line] == [f"failed: {line}" for line in lines]
+    stream = io.StringIO()
+    found = [result(name=name, truth=truth, failures=failures) for name in ("a", "b") for truth in ("one", "two")]
+    show_status(status_document(), found, make_console(stream))
+    said = [line for line in stream.getvalue().splitlines() if "failed:" in line]
+    assert said == [f"{name} failed: {line}" for name in ("a", "b") for line in lines]
 
 
 def test_board_shows_what_has_changed_elsewhere():

@@ -232,14 +232,15 @@ def test_example_trains_the_model_that_it_applies() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "truth: got none, which a classifier learns from; add --truth NAME"),
         (["--truth", "mine"], "has no label 'mine'"),
         (["--truth", "groundtruth", "--region", "z=1:2"], "annotates nothing in z=1:2"),
         (["--truth", "groundtruth", "--kind", "forrest"], "--kind: got 'forrest', did you mean `forest`?"),
         (["--truth", "groundtruth", "--out", "gone/m.skops"], "gone/m.skops: the folder gone does not exist"),
-        (["--truth", "groundtruth", "--out", "."], ".: is a folder; name a file in it with --out"),
+        (["--out", "."], "--out: got ., expected a file that ends in .skops"),
+        (["--out", "model.pkl"], "--out: got model.pkl, expected a file that ends in .skops"),
+        (["--out", "model"], "--out: got model, expected a file that ends in .skops"),
     ],
-    ids=["no truth", "other truth", "no annotation", "kind", "no folder", "folder"],
+    ids=["other truth", "no annotation", "kind", "no folder", "folder", "other ending", "no ending"],
 )
 def test_what_cannot_be_trained_is_refused(brain: Volume, tmp_path: Path, words: list[str], message: str) -> None:
     out = [] if "--out" in words else ["--out", tmp_path / "m.skops"]

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -216,10 +216,54 @@ def test_window_is_that_of_nearly_all_tissue(brain):
     assert low > values.min() or high < values.max()
 
 
-def test_grey_levels_of_a_damaged_slice(tmp_path):
-    volume = build_volume(tmp_path / "brain.zarr", (1, 64, 96))
-    (volume.path / "0" / "c" / "0" / "0" / "0").write_bytes(b"damaged")
-    assert make_view(Volume(volume.path)).window == (0, 255)
+@pytest.fixture
+def wide(tmp_path: Path) -> Volume:
+    """Volume of two shards a slice: grey levels 10 to 49 in the left ones, 100 to 199 in the right ones, 250 below."""
+    volume = Volume.create(tmp_path / "brain.zarr", (2, 64, 2148), "uint8")
+    volume.staging.mkdir()
+    plane = np.tile(np.r_[np.arange(2048) % 40 + 10, np.arange(100, 200)].astype(np.uint8), (64, 1))
+    for z, values in enumerate((plane, np.full_like(plane, 250))):
+        volume.slices.record(z, volume.image.write_slice(z, values, volume.staging), f"{z}.png", 0)
+    volume.staging.rmdir()
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("shard", "window"), [("0/c/0/0/0", (100, 199)), ("0/c/0/0/1", (10, 49))], ids=["left", "right"]
+)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param(None, "is missing", id="lost"),
+        pytest.param(b"damaged", "cannot be decoded", id="damaged"),
+        pytest.param("0/c/1/0/0", "has other voxels than were recorded", id="another"),
+    ],
+)
+def test_window_is_that_of_the_shards_that_are_left(wide, shard, window, data, message):
+    assert make_view(wide, at=(0, 32, 2047)).damage == ()
+    path = wide.path / shard
+    if data is None:
+        path.unlink()
+    else:
+        path.write_bytes(
+            data if isinstance(data, bytes) else (wide.path / data.replace("1/0/0", f"1/0/{path.name}")).read_bytes()
+        )
+    made = make_view(Volume(wide.path), at=(0, 32, 2047))
+    assert made.window == window
+    (told,) = made.damage
+    assert re.search(rf"shard {path.relative_to(wide.path / '0')} {message}.*; restore it from a copy$", told)
+
+
+def test_window_where_no_shard_is_left(wide):
+    shutil.rmtree(wide.path / "0" / "c" / "0")
+    made = make_view(Volume(wide.path), at=(0, 32, 2047))
+    assert (made.window, len(made.damage)) == ((0, 255), 2)
+
+
+def test_record_that_is_lost_is_told_once(wide):
+    shutil.rmtree(wide.path / "slices" / "image" / "digest" / "c")
+    (told,) = make_view(Volume(wide.path), at=(0, 32, 2047)).damage
+    assert "chunk digest/c/0 is missing" in told
 
 
 @pytest.mark.parametrize(
@@ -259,13 +303,16 @@ def looked_at(browser: Any, made: View, height: int, width: int) -> NDArray[np.u
         server.serving(),
         watched(browser, viewport={"width": 800, "height": 600}) as watch,
     ):
-        watch.page.goto(f"{server.origin}/")
+        refused: list[str] = []
+        watch.page.on("response", lambda reply: reply.status < 400 or refused.append(reply.url))
+        watch.page.goto(f"{server.root}/")
         watch.page.wait_for_function("() => window.viewer?.isReady()", timeout=1000 * PATIENCE_S)
         panel = watch.page.locator(".neuroglancer-rendered-data-panel").bounding_box()
         left, top = panel["x"] + (panel["width"] - width) // 2, panel["y"] + (panel["height"] - height) // 2
         picture = watch.page.screenshot(clip={"x": left, "y": top, "width": width, "height": height})
         state = json.loads(watch.page.evaluate("() => JSON.stringify(viewer.state.toJSON())"))
-    assert {urlsplit(address).netloc for address in watch.asked_network} == {f"127.0.0.1:{server.port}"}
+    assert [address for address in watch.asked_network if not address.startswith(f"{server.root}/")] == []
+    assert refused == []
     assert watch.said == ["log: python state event source connected"]
     assert state["position"] == list(reversed(made.sight.at))
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
@@ -343,19 +390,19 @@ def test_serves_until_it_is_stopped(judged, number, code, err):
         told = check_document("view", json.loads(process.stdout.readline()))
         assert (told["name"], told["truth"], told["at"]) == ("otsu", "groundtruth", [3, 20, 30])
         assert [layer["name"] for layer in told["layers"] if layer["visible"]] == ["image", "otsu-confusion"]
-        origin = f"http://127.0.0.1:{told['port']}"
-        assert told["url"].startswith(f"{origin}/v/kesm/#!")
-        with urllib.request.urlopen(f"{origin}/volume/labels/otsu-confusion/zarr.json") as reply:
+        root = told["url"].partition("/v/kesm/#!")[0]
+        key = root.removeprefix(f"http://127.0.0.1:{told['port']}/")
+        with urllib.request.urlopen(f"{root}/volume/labels/otsu-confusion/zarr.json") as reply:
             assert json.load(reply)["attributes"]["ome"]["version"] == "0.5"
         with (
             socket.create_connection(("127.0.0.1", told["port"])) as stream,
             socket.create_connection(("127.0.0.1", told["port"])) as half,
             socket.create_connection(("127.0.0.1", told["port"])) as large,
         ):
-            stream.sendall(b"GET /events/kesm HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            stream.sendall(f"GET /{key}/events/kesm HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert stream.recv(12) == b"HTTP/1.1 200"
             half.sendall(b"GET /volu")
-            large.sendall(b"GET /v/kesm/main.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            large.sendall(f"GET /{key}/volume/0/c/0/0/0 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 100)
             process.send_signal(number)
             out, said = process.communicate(timeout=PATIENCE_S)
     finally:
@@ -380,8 +427,28 @@ def test_text_names_the_viewers(brain):
     assert lines[0].startswith(
         "brain.zarr: image, groundtruth (yellow), otsu (cyan); at the worst tile of otsu against groundtruth, MCC "
     )
-    assert re.fullmatch(r"viewer: http://127\.0\.0\.1:\d+/ \(until Ctrl-C\)\n", lines[1])
+    assert re.fullmatch(r"viewer: http://127\.0\.0\.1:\d+/[\w-]{43}/ \(until Ctrl-C\)\n", lines[1])
     assert lines[2] == f"napari: napari --plugin napari-ome-zarr {brain.path}\n"
+
+
+@needs_client
+def test_damage_is_told_and_the_rest_is_served(wide):
+    (wide.path / "0" / "c" / "0" / "0" / "0").unlink()
+    process = started(wide.path, "--at", "0,0,0", "--no-browser", "--json")
+    try:
+        assert process.stdout is not None
+        root = json.loads(process.stdout.readline())["url"].partition("/v/kesm/#!")[0]
+        with urllib.request.urlopen(f"{root}/volume/0/c/0/0/1") as reply:
+            assert reply.read() == (wide.path / "0" / "c" / "0" / "0" / "1").read_bytes()
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, out) == (0, "")
+    assert re.fullmatch(
+        r"note: .*/brain\.zarr/0: shard c/0/0/0 is missing; restore it from a copy\nviewer ended\n", said
+    )
 
 
 @needs_client

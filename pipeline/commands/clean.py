@@ -49,6 +49,5 @@ def clean(
             cleaned = clean_mask(opened.path, cleaning, ThreadRunner(workers, meter), room, partial, replace)
         show(cleaned, as_json)
         if not as_json:
-            truths = [label.name for label in opened.labels().values() if label.kind == "truth"]
-            for truth in [*RunTables(opened, name).truths(), *truths][:1]:
+            for truth in [*RunTables(opened, name).truths(), *opened.truths()][:1]:
                 show_lines(f"next: kesm validate {quote(str(volume))} --mask {cleaning.label} --truth {truth}")

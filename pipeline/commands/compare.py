@@ -14,29 +14,30 @@ from pipeline.commands.options import (
     Json,
     Memory,
     Name,
+    OnlyTruth,
     Region,
     Scheduler,
     Set,
     Target,
     Threads,
-    Truth,
     configure,
     refuse_together,
     run_options,
+    with_truth,
 )
 
 if TYPE_CHECKING:
     from pipeline.choice import Choice
 
 Methods = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Threshold methods, such as otsu,yen; default all that a histogram decides. A local one, such as "
         "sauvola, costs a run."
     ),
 ]
 Scopes = Annotated[
-    str,
+    str | None,
     typer.Option(help="What shares a level: tile,slice,volume; default these. With smooth, each method costs a run."),
 ]
 Filters = Annotated[
@@ -55,14 +56,14 @@ Recipes = Annotated[
 
 def compare(
     target: Target,
-    methods: Methods = "",
-    scopes: Scopes = "",
+    methods: Methods = None,
+    scopes: Scopes = None,
     denoise: Filters = None,
     recipe: Recipes = None,
     by: Annotated[str, typer.Option(help="Score that ranks: mcc or f1.")] = "mcc",
     folds: Annotated[int | None, typer.Option(help="Parts of the slices that are held out in turn.")] = None,
     write: Annotated[Path | None, typer.Option(help="Write the winner as a configuration for `kesm run`.")] = None,
-    truth: Truth = None,
+    truth: OnlyTruth = None,
     name: Name = None,
     region: Region = None,
     threads: Threads = None,
@@ -77,7 +78,7 @@ def compare(
     with answering():
         refuse_together({"--csv": as_csv, "--json": as_json})
         options = run_options(truth, name, region, threads, memory, foreground)
-        config = configure(target, options, scheduler, assignments)
+        config = with_truth(configure(target, options, scheduler, assignments))
         from pipeline.choice import check_write, write_recipe
         from pipeline.choice import compare as compare_methods
         from pipeline.contest import Words, parse_contest
@@ -87,7 +88,8 @@ def compare(
             check_write(write, [target, *(recipe or [])])
         asked = Words(words(methods), words(scopes), denoise or [], recipe or [], by, folds)
         contest = parse_contest(config, asked)
-        choice = compare_methods(config, contest, lambda run_name: Meter(f"run {run_name}"))
+        scored = not config.exclude_flagged
+        choice = compare_methods(config, contest, lambda run_name: Meter(f"run {run_name}", scored=scored))
         if write is not None:
             write_recipe(choice, write)
         _show(choice, as_csv, as_json)
@@ -109,6 +111,6 @@ def _show(choice: Choice, as_csv: bool, as_json: bool) -> None:
         show_choice(choice)
 
 
-def words(text: str) -> list[str]:
+def words(text: str | None) -> list[str] | None:
     """``otsu, yen`` as its words."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.answer import EXIT_PARTIAL, answering, say, show_json, show_lines
-from pipeline.commands.options import Json, LatestRun, Region, VolumePath, refuse_beside, region_box
+from pipeline.commands.options import Json, LatestRun, OnlyTruth, Region, VolumePath, refuse_beside, region_box
 
 Kind = Annotated[
     str, typer.Argument(metavar="KIND", help="overview, histogram, try-all, overlay, profile, map, curves or worst.")
@@ -35,7 +35,7 @@ def figure(
     kind: Kind,
     volume: VolumePath,
     name: LatestRun = None,
-    truth: Annotated[str | None, typer.Option(help="The truth; default: the only one.")] = None,
+    truth: OnlyTruth = None,
     region: Region = None,
     slice_: Slice = None,
     at: At = None,

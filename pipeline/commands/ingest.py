@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.answer import answering, show_json, show_lines
+from pipeline.commands.answer import answering, say, show_json, show_lines
 from pipeline.commands.options import Json, Threads, refuse_beside
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.ingest import Ingested
+    from pipeline.stack import Page
 
 
 def ingest(
@@ -23,7 +26,9 @@ def ingest(
     channel: Annotated[
         str | None, typer.Option(help="Of colour images: red, green, blue, luminance, or a number from 0.")
     ] = None,
-    voxel_size: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Size of a voxel in micrometres.")] = None,
+    voxel_size: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="Size of a voxel in micrometres; default: as the files state.")
+    ] = None,
     append: Annotated[bool, typer.Option("--append", help="Add slices after the last one of the volume.")] = False,
     start_z: Annotated[int | None, typer.Option(min=0, help="Label: the slice that the first file is for.")] = None,
     vessel_above: Annotated[float | None, typer.Option(help="Label: values above this level are vessel.")] = None,
@@ -52,6 +57,8 @@ def ingest(
         pages = find_pages(slices, channel)
         each = pages[0].shape[0] * pages[0].shape[1] * (2 if pages[0].dtype == "uint16" else 1)
         workers = ingest_threads(pages[0], threads or available_cpus())
+        if label is None and size is None and not append:
+            say_flat(pages)
         with Meter(label or "image", unit_bytes=each) as meter:
             runner = ThreadRunner(workers, meter)
             if label is None:
@@ -76,6 +83,19 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
     return z, y, x
 
 
+def say_flat(pages: Sequence[Page]) -> None:
+    """Say that files state the size of a voxel in the plane only, which is not stored."""
+    from pipeline.calibration import find_flat
+
+    page = find_flat(pages)
+    if page is not None and page.stated_um is not None:
+        _, y, x = page.stated_um
+        say(
+            f"note: {page.path.name} states voxels of {y:g} x {x:g} um (y, x) and no z, so that no size is stored; "
+            f"give --voxel-size Z,{y:g},{x:g}"
+        )
+
+
 def show_ingested(done: Ingested, as_json: bool) -> None:
     """Print what was written where."""
     first, last = min(done.slices), max(done.slices)
@@ -84,13 +104,16 @@ def show_ingested(done: Ingested, as_json: bool) -> None:
             {
                 "schema": 1, "volume": str(done.volume), "label": done.label, "slices": list(done.slices),
                 "shape": list(done.shape), "placed": done.placed, "mapping": done.mapping or None,
+                "voxel_size_um": done.voxel_size_um and list(done.voxel_size_um),
             }
         )  # fmt: skip
         return
     what = f"label {done.label}" if done.label else "image"
     count = f"{len(done.slices)} slices, {first} to {last}" if last > first else f"slice {first}"
     truth = f" --truth {done.label}" if done.label else ""
+    size = done.voxel_size_um if done.label is None else None
     show_lines(
         f"{what}: {count}, {done.placed}, in {done.volume}",
+        *([f"voxel size: {' x '.join(f'{length:g}' for length in size)} um (z, y, x)"] if size else []),
         f"next: kesm run {quote(str(done.volume))}{truth}",
     )

@@ -18,6 +18,7 @@ VolumePath = Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr 
 Target = Annotated[Path, typer.Argument(metavar="CONFIG|VOLUME", help="A YAML configuration, or a volume.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use; default one for each CPU.")]
 Truth = Annotated[str | None, typer.Option(help="Label to compare the mask with.")]
+OnlyTruth = Annotated[str | None, typer.Option(help="The truth; default: the only one.")]
 Name = Annotated[str | None, typer.Option(help="Name of run and mask; default: the threshold's method.")]
 LatestRun = Annotated[str | None, typer.Option(help="The run; default: that which was worked on last.")]
 Region = Annotated[str | None, typer.Option(help="Part of the volume, such as z=0:10,y=0:4096.")]
@@ -77,6 +78,23 @@ def configure(
         overrides |= {"cluster.engine": "address", "cluster.address": scheduler}
     overrides |= dict(parse_assignment(assignment) for assignment in assignments or [])
     return load_config(target, overrides)
+
+
+def with_truth(config: RunConfig) -> RunConfig:
+    """Configuration of what needs a truth: with that which it names, or the only one of its volume."""
+    from pipeline.census import only_truth
+    from pipeline.errors import MissingInputError
+    from pipeline.volume import Volume
+
+    volume = Volume(config.volume)
+    if config.truth is not None:
+        return config
+    truth = only_truth(volume)
+    if truth is None:
+        raise MissingInputError(
+            f"{volume.path}: has no truth; bring one in with `kesm ingest FILES --volume {volume.path} --label NAME`"
+        )
+    return config.model_copy(update={"truth": truth})
 
 
 def region_box(text: str | None, volume: Volume) -> Box | None:

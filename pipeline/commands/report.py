@@ -16,7 +16,9 @@ def report(
     names: Annotated[
         list[str] | None, typer.Option("--name", metavar="RUN", help="A run; may repeat. Default: all of them.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path("kesm-report"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR|FILE.html", help="Where the files go; of one report, it may be a file.")
+    ] = Path("kesm-report"),
     as_json: Json = False,
 ) -> None:
     """Write one HTML file for each run, which needs no network, and of several an index that compares them."""

@@ -57,7 +57,8 @@ def run(
 
         plan = make_plan(config, replace=replace)
         try:
-            with Meter(f"run {plan.name}", total=plan.blocks.size) as meter:
+            scored = not config.exclude_flagged
+            with Meter(f"run {plan.name}", total=plan.blocks.size, scored=scored) as meter:
                 summary = run_plan(plan, config.cluster, meter)
         except (KeyboardInterrupt, Terminated):
             say(stopped(plan))
@@ -67,7 +68,8 @@ def run(
         else:
             labels = {"mask": plan.name} | ({"confusion": confusion_name(plan.name)} if plan.confusion else {})
             show_summary(summary)
-            show_lines(*(f"{kind}: {plan.volume / 'labels' / label}" for kind, label in labels.items()))
+            if summary.tiles.done:  # else there is nothing to see in them
+                show_lines(*(f"{kind}: {plan.volume / 'labels' / label}" for kind, label in labels.items()))
         if summary.tiles.failed:
             raise typer.Exit(EXIT_PARTIAL)
 
@@ -90,15 +92,15 @@ def plan(
     with answering():
         options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options | {"confusion": confusion or None}, scheduler, assignments)
-        from pipeline.plan import make_plan, tiles_done
+        from pipeline.plan import make_plan
+        from pipeline.remainder import look_ahead
         from pipeline.terminal.outlook import show_plan
 
-        made = make_plan(config, replace=replace)
-        done = tiles_done(made)
+        made = look_ahead(make_plan(config, replace=replace))
         if as_json:
-            show_json(made.document() | {"tiles_done": done})
+            show_json(made.document())
         else:
-            show_plan(made, done)
+            show_plan(made)
 
 
 def stopped(plan: Plan) -> str:

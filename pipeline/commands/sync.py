@@ -32,7 +32,7 @@ def sync(
         check_sync(loaded)
         if every is not None:
             sync_every(parse_every(every), loaded, lambda outcome: log_round(outcome, as_json))
-        with Meter("sync") as meter:
+        with Meter("sync", scored=not loaded.exclude_flagged) as meter:
             synced = sync_once(loaded, meter)
         if as_json:
             show_json(synced.document())

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.answer import answering, show
-from pipeline.commands.options import Foreground, Json, Region, Set, Target, Threads, configure, run_options
+from pipeline.commands.options import (
+    Foreground,
+    Json,
+    Region,
+    Set,
+    Target,
+    Threads,
+    configure,
+    run_options,
+    with_truth,
+)
 
 
 def train(
@@ -19,7 +29,7 @@ def train(
     kind: Annotated[str, typer.Option(help="What is trained: forest or boosting.")] = "forest",
     seed: Annotated[int, typer.Option(min=0, help="The same one gives the same model.")] = 0,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a model that is there.")] = False,
-    truth: Annotated[str | None, typer.Option(help="Label to learn from.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Label to learn from; default: the only truth.")] = None,
     region: Region = None,
     threads: Threads = None,
     foreground: Foreground = None,
@@ -29,7 +39,7 @@ def train(
     """Train a classifier on the annotated tiles, and score it on some that are held out."""
     with answering():
         options = run_options(truth, None, region, threads, None, foreground)
-        config = configure(target, options, None, assignments)
+        config = with_truth(configure(target, options, None, assignments))
         from pipeline.engine import ThreadRunner
         from pipeline.machine import available_cpus
         from pipeline.terminal.meter import Meter

@@ -110,7 +110,7 @@ def open_judged(
 
 def show_validation(validation: Validation, title: str) -> None:
     """Print the scores of the volume beside the mean of its tiles, then those of shapes, then what failed."""
-    from pipeline.terminal.results import score_rows, shape_lines, shape_rows, summary_rows
+    from pipeline.terminal.results import failure_lines, score_rows, shape_lines, shape_rows, summary_rows
 
     summary = validation.summary
     rows = (*score_rows(summary), *shape_rows(validation), *summary_rows(summary))
@@ -118,5 +118,5 @@ def show_validation(validation: Validation, title: str) -> None:
         f"{title}: volume, mean of {summary.macro.tiles if summary.macro else 0} tiles",
         *(f"{name:<18}" + "".join(f"{value:>24}" for value in values) for name, *values in rows),
         *shape_lines(validation),
-        *(f"failed: {part}: {reason}" for part, reason in summary.failures),
+        *(f"failed: {line}" for line in failure_lines(summary.failures)),
     )

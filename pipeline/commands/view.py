@@ -41,25 +41,27 @@ def view(
 
         client, place = client_files(), None if at is None else parse_at(at)
         made = make_view(Volume(volume), name, truth, place)
+        for message in made.damage:
+            say(f"note: {message}")
         with (
             ViewServer(Site(made.volume, client, made.url), host, port) as server,
             until_interrupted(),
             server.serving(),
         ):
             if as_json:
-                where = {"url": made.url(server.origin), "host": host, "port": server.port}
+                where = {"url": made.url(server.root), "host": host, "port": server.port}
                 show_json({"schema": 1, **where, **made.document()})
             else:
                 show_lines(
                     f"{made.volume.name}: {made.legend}; at {made.sight.reason}",
-                    f"viewer: {server.origin}/ (until Ctrl-C)",
+                    f"viewer: {server.root}/ (until Ctrl-C)",
                     f"napari: {made.napari}",
                 )
             if not server.is_private:
-                say(f"note: whoever reaches port {server.port} of this machine can see the volume")
+                say(f"note: other machines reach port {server.port}: whoever has the address sees the volume")
             if not no_browser:
                 # In a thread of its own: some browsers answer only when they are closed.
-                threading.Thread(target=open_browser, args=(f"{server.origin}/",), daemon=True).start()
+                threading.Thread(target=open_browser, args=(f"{server.root}/",), daemon=True).start()
             while True:
                 time.sleep(WAIT_S)
 

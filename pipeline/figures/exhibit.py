@@ -12,7 +12,7 @@ from pipeline.census import MEASURES, Census, census
 from pipeline.confusion import SCORES, Counts
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.excerpt import Excerpt, read_excerpt, require_slice, spans
-from pipeline.figures.subject import Request, Subject, done_slices, find_subject, one_slice, truth_names, truth_slices
+from pipeline.figures.subject import Request, Subject, done_slices, find_subject, one_slice, truth_slices
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.keys import valid_tiles
 from pipeline.tables import RunTables, run_names
@@ -83,7 +83,7 @@ def read_overview(volume: Volume, request: Request, pixels: int) -> View:
     """Image and truth of a slice, or a part of one."""
     subject = find_subject(volume, request, needs_run=False)
     subject = one_slice(subject, request, truth_slices(subject))
-    truth = subject.require_truth() if truth_names(volume) else None
+    truth = subject.require_truth() if volume.truths() else None
     if request.truth is None and truth is not None and not volume.truth(truth)[1].present()[subject.box.start[0]]:
         truth = None
     return View(subject, read_excerpt(volume, subject.box, pixels, request.level, truth))

@@ -31,6 +31,7 @@ from pipeline.figures.canvas import (
     wrapped,
 )
 from pipeline.figures.exhibit import Gallery, Sample, TileMap, View
+from pipeline.figures.subject import Subject
 from pipeline.figures.tryout import Trial
 from pipeline.histogram import TRUTH_UNLABELLED
 from pipeline.overlay import blend
@@ -79,7 +80,8 @@ def draw_overlay(view: View, style: Style) -> Figure:
     with settings():
         return draw_pictures(
             title=f"{subject.title}, {subject.where}", notes=notes, panels=[Panel(pixels)], columns=1, style=style,
-            side=_OVERLAY_ZOOM_IN, legend=_legend(style, [excerpt]), scale=(excerpt.step, excerpt.voxel_size_um),
+            side=_OVERLAY_ZOOM_IN, legend=_legend(subject, style, [excerpt]),
+            scale=(excerpt.step, excerpt.voxel_size_um),
         )  # fmt: skip
 
 
@@ -122,7 +124,7 @@ def draw_gallery(gallery: Gallery, style: Style) -> Figure:
     with settings():
         return draw_pictures(
             title=f"{subject.title}, {subject.where}: worst and best tiles", notes=notes, panels=panels, columns=4,
-            style=style, side=_TILE_IN, legend=_legend(style, excerpts), scale=(1, excerpts[0].voxel_size_um),
+            style=style, side=_TILE_IN, legend=_legend(subject, style, excerpts), scale=(1, excerpts[0].voxel_size_um),
         )  # fmt: skip
 
 
@@ -192,15 +194,15 @@ def _sample_panel(title: str, metric: str, sample: Sample, style: Style) -> Pane
     return Panel(blend(excerpt.image, excerpt.kinds(), style.alpha, style.palette), lines)
 
 
-def _legend(style: Style, excerpts: Sequence[Excerpt]) -> list[Swatch]:
+def _legend(subject: Subject, style: Style, excerpts: Sequence[Excerpt]) -> list[Swatch]:
     palette = style.palette
     names = (("tp", "right: vessel in both"), ("fp", "false: only in the mask"), ("fn", "missed: only in the truth"))
     swatches = [Swatch(hexadecimal(getattr(palette, kind)), text) for kind, text in names]
     swatches.append(Swatch(hexadecimal(palette.tn), "background in both, darkened"))
     if any((excerpt.known_truth() == TRUTH_UNLABELLED).any() for excerpt in excerpts):
         whole = all(excerpt.done is None or excerpt.done.all() for excerpt in excerpts)
-        what = "not annotated" if whole else "not annotated, or no mask yet"
-        swatches.append(Swatch("#b0b0b0", f"{what}: the plain image"))
+        why = ["not annotated", *["not valid"] * (subject.recipe.valid is not None), *["no mask yet"] * (not whole)]
+        swatches.append(Swatch("#b0b0b0", f"{', or '.join(why)}: the plain image"))
     return swatches
 
 

@@ -109,7 +109,7 @@ class Subject:
             If there are several, or none.
         """
         if self.truth is None:
-            if known := truth_names(self.volume):
+            if known := self.volume.truths():
                 raise ConfigError(f"{self.volume.path}: has the truths {', '.join(known)}; choose one with --truth")
             raise MissingInputError(
                 f"{self.volume.path}: has no truth, which this figure needs; add one with "
@@ -170,7 +170,7 @@ def _choose_truth(volume: Volume, name: str | None, truth: str | None) -> str | 
     if truth is not None:
         volume.truth(truth)
         return truth
-    known = truth_names(volume)
+    known = volume.truths()
     if len(known) > 1 and name in run_names(volume):
         known = compared_truths(volume, RunTables(volume, str(name))) or known
     return known[0] if len(known) == 1 else None
@@ -224,11 +224,6 @@ def one_slice(subject: Subject, request: Request, kinds: Sequence[NDArray[np.boo
         )
     z = int(there[len(there) // 2])
     return replace(subject, box=Box((z, *box.start[1:]), (z + 1, *box.stop[1:])))
-
-
-def truth_names(volume: Volume) -> list[str]:
-    """Every truth of a volume."""
-    return [label.name for label in volume.labels().values() if label.kind == "truth"]
 
 
 def truth_slices(subject: Subject) -> list[NDArray[np.bool_]]:

@@ -14,7 +14,7 @@ from pipeline.comparison import ceiling, tile_counts
 from pipeline.confusion import Counts, scores
 from pipeline.errors import DamageError, MissingInputError
 from pipeline.excerpt import Excerpt, read_excerpt, require_slice
-from pipeline.figures.subject import Request, Subject, find_subject, one_slice, truth_names, truth_slices
+from pipeline.figures.subject import Request, Subject, find_subject, one_slice, truth_slices
 from pipeline.geometry import Box, Grid
 from pipeline.histogram import TRUTH_VESSEL, UNLABELLED, WINDOWED_LEVELS, bin_tops, level_counts, rebin
 from pipeline.recipe import Recipe
@@ -138,7 +138,7 @@ def read_curves(volume: Volume, request: Request, pixels: int) -> Distribution:
 def read_trial(volume: Volume, request: Request, pixels: int) -> Trial:  # noqa: ARG001  (tiles are shown whole)
     """Every method on one tile, behind the filter of the run's recipe."""
     subject = find_subject(volume, request, needs_run=False)
-    if truth_names(volume):
+    if volume.truths():
         subject.require_truth()
     recipe = subject.recipe
     subject = replace(subject, box=_one_tile(subject, request, recipe.tile))

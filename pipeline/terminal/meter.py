@@ -32,11 +32,17 @@ class Meter:
         Bytes of one job, for the rate.
     stream : file
         Where it is shown: never stdout, which belongs to results.
+    scored : bool
+        Whether counts and score are shown: not where flagged tiles are left out of the result's, which is known at the
+        end alone.
     """
 
-    def __init__(self, what: str, total: int | None = None, unit_bytes: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, what: str, total: int | None = None, unit_bytes: int = 0, stream: TextIO | None = None,
+        scored: bool = True,
+    ) -> None:  # fmt: skip
         self._console = make_console(stream or sys.stderr)
-        self._what, self._unit_bytes = what, unit_bytes
+        self._what, self._unit_bytes, self._scored = what, unit_bytes, scored
         self._title = what
         self._lock = threading.Lock()
         self._now = _Progress(total)
@@ -101,7 +107,7 @@ class Meter:
 
     def _found(self) -> str:
         found, counts = [], self._now.counts
-        if counts.total:
+        if counts.total and self._scored:
             if self._console.width >= COUNTS_WIDTH:
                 cells = {"tp": counts.tp, "fp": counts.fp, "fn": counts.fn, "tn": counts.tn}
                 found += [f"{cell} {_short(count)}" for cell, count in cells.items()]

@@ -17,16 +17,16 @@ from pipeline.terminal.console import make_console
 SCOPES = {"smooth": "smoothed tile"}
 
 
-def show_plan(plan: Plan, done: int, console: Console | None = None) -> None:
+def show_plan(plan: Plan, console: Console | None = None) -> None:
     """Print what a run would do."""
     console = console or make_console()
     table = Table(title=f"plan of run {plan.name}", title_justify="left", show_header=False, min_width=50)
-    for key, value in plan_rows(plan, done):
+    for key, value in plan_rows(plan):
         table.add_row(key, printable(value))
     console.print(table)
 
 
-def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     """The plan in words."""
     total = plan.grids.tiles.cover(plan.region).size
     return [
@@ -37,7 +37,7 @@ def plan_rows(plan: Plan, done: int) -> list[tuple[str, str]]:
         ("region", str(plan.region)),
         ("blocks", f"{plan.blocks.size} of {' x '.join(map(str, plan.block))} voxels; each writes whole shards of "
          f"{' x '.join(map(str, plan.grids.shards.step))}, no shard is written by two"),
-        ("tiles", f"{total:,}, of which {done:,} are done already"),
+        ("tiles", f"{total:,}, of which {plan.tiles_done:,} are done already"),
         ("reads", f"{gb(plan.read_bytes)} (decoded), in "
          f"{'one pass' if plan.passes == 1 else f'{plan.passes} passes'}"),
         ("writes", f"{gb(plan.written_bytes)} (decoded): the mask"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.confusion import Macro
+from pipeline.geometry import Box
 from pipeline.printable import printable
 from pipeline.summary import Excluded, Summary
 from pipeline.terminal.console import make_console
@@ -33,8 +35,8 @@ def show_summary(summary: Summary, console: Console | None = None) -> None:
     console.print(table)
     if summary.excluded is not None:
         console.print(f"not scored: {excluded_words(summary.excluded)}", soft_wrap=True)
-    for box, reason in summary.failures:
-        console.print(printable(f"failed: {box}: {reason}"), soft_wrap=True)
+    for line in failure_lines(summary.failures):
+        console.print(printable(f"failed: {line}"), soft_wrap=True)
 
 
 def show_choice(choice: Choice, console: Console | None = None) -> None:
@@ -141,6 +143,18 @@ def excluded_words(excluded: Excluded) -> str:
     reasons = ", ".join(f"{count:,} {flag}" for flag, count in excluded.flags.items() if count)
     tiles = f"{excluded.tiles:,} flagged tile{'' if excluded.tiles == 1 else 's'}"
     return f"{tiles}, {excluded.voxels:,} annotated voxels" + (f": {reasons}" if reasons else "")
+
+
+def failure_lines(failures: Iterable[tuple[Box, str]]) -> list[str]:
+    """What failed and why, each reason once: at the first of its blocks, with how many more these are."""
+    blocks: dict[str, dict[Box, None]] = {}
+    for box, reason in failures:
+        blocks.setdefault(reason, {})[box] = None
+    lines = []
+    for reason, (first, *others) in blocks.items():
+        more = f" (and {len(others):,} more block{'s' * (len(others) > 1)})" if others else ""
+        lines.append(f"{first}: {reason}{more}")
+    return lines
 
 
 def score_text(value: float | None) -> str:

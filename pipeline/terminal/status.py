@@ -16,7 +16,7 @@ from pipeline.printable import printable
 from pipeline.summary import Summary
 from pipeline.terminal.console import make_console
 from pipeline.terminal.outlook import recipe_words
-from pipeline.terminal.results import excluded_words, score_text
+from pipeline.terminal.results import excluded_words, failure_lines, score_text
 
 
 class StatusBoard:
@@ -95,8 +95,9 @@ def status_parts(document: dict[str, Any], summaries: list[Summary]) -> list[str
         for summary in summaries
         if summary.excluded is not None
     ]
-    failures = {(summary.name, box, reason): None for summary in summaries for box, reason in summary.failures}
-    parts += [f"{name} failed: {box}: {reason}" for name, box, reason in failures]  # once, whatever it is compared with
+    for name in dict.fromkeys(summary.name for summary in summaries):  # once, whatever it is compared with
+        failures = [failure for summary in summaries if summary.name == name for failure in summary.failures]
+        parts += [f"{name} failed: {line}" for line in failure_lines(failures)]
     parts += [f"cannot be read: {problem}" for problem in document["problems"]]
     return [printable(part) if isinstance(part, str) else part for part in parts]
 

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from pipeline.census import compared_truths
 from pipeline.disk import disk_errors
-from pipeline.draft import draft_file
-from pipeline.errors import ExistsError, MissingInputError, PipelineError
+from pipeline.draft import check_outside, check_place, draft_file
+from pipeline.errors import ConfigError, ExistsError, MissingInputError, PipelineError
 from pipeline.summary import Summary
 from pipeline.tables import RunTables, run_names
 from pipeline.volume import Volume
@@ -99,7 +99,7 @@ class Dossier:
 def write_reports(
     volumes: Sequence[Path],
     names: Sequence[str],
-    folder: Path,
+    out: Path,
     watch: Callable[[int, int, Topic], None] = lambda *_: None,
 ) -> Dossier:
     """Write a report of each run, against each truth that it was compared with, and an index of several.
@@ -109,8 +109,9 @@ def write_reports(
     volumes : sequence of Path
     names : sequence of str
         Runs; none means all that the volumes have.
-    folder : Path
-        Made if it is not there. Reports of the same runs are overwritten, each once the new one is whole.
+    out : Path
+        Folder, which is made if it is not there; or a file that ends in .html, for one report. Reports of the same runs
+        are overwritten, each once the new one is whole.
     watch : callable
         Called with each report that is begun: its number from 1, how many there are, and what it is about.
 
@@ -118,11 +119,11 @@ def write_reports(
     ------
     MissingInputError
         If a volume or run is not there, none of a run that was named is done, or of no run.
+    ConfigError
+        If one file is named for several reports, or the place lies in a volume.
     """
     topics = list(find_topics(volumes, names))
-    if folder.exists() and not folder.is_dir():
-        raise ExistsError(f"{folder}: is a file; name a folder with --out")
-    files = dict(zip(topics, _file_names(topics), strict=True))
+    files = dict(zip(topics, _files(topics, out), strict=True))
     reports, problems = [], []
     for position, topic in enumerate(topics, 1):
         watch(position, len(topics), topic)
@@ -133,14 +134,14 @@ def write_reports(
                 raise
             problems.append(str(error))
             continue
-        file = folder / files[topic]
+        file = files[topic]
         _write(file, render(page))
         reports.append(_report(topic, page, file))
     if not reports:
         raise MissingInputError("; ".join(problems))
     index = None
     if len(topics) > 1:
-        index = folder / INDEX
+        index = out / INDEX
         _write(index, render_index(reports, problems))
     return Dossier(tuple(reports), index, tuple(problems))
 
@@ -175,6 +176,19 @@ def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> Iterator[Topic
 def _report(topic: Topic, page: Page, file: Path) -> Report:
     sentences = tuple(recipe_sentences(page.recipe))
     return Report(topic, page.title, file, page.summary, sentences, page.truth_digest, page.problems)
+
+
+def _files(topics: Sequence[Topic], out: Path) -> list[Path]:
+    """Where reports go, if they can be written there."""
+    if out.suffix.lower() != ".html":
+        check_outside(out)
+        if out.exists() and not out.is_dir():
+            raise ExistsError(f"{out}: is a file; name a folder with --out, or a file that ends in .html")
+        return [out / name for name in _file_names(topics)]
+    if len(topics) > 1:
+        raise ConfigError(f"--out: got {out}, a file, for {len(topics)} reports; name a folder, or one run with --name")
+    check_place(out, replace=True)
+    return [out]
 
 
 def _file_names(topics: Sequence[Topic]) -> list[str]:

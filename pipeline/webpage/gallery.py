@@ -15,7 +15,7 @@ from pipeline.excerpt import to_grey
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify
 from pipeline.pixels import encode_png, encode_webp
-from pipeline.rendition import open_rendition
+from pipeline.rendition import open_rendition, read_compared
 from pipeline.volume import Volume
 
 WORST, BEST, RANDOM = 50, 20, 20
@@ -146,7 +146,7 @@ class _Artist:
         volume, tiles = self._volume, self._tiles
         image = open_rendition(volume, None).read(box)
         mask = open_rendition(volume, tiles.name).read(box) != 0
-        truth = None if tiles.truth is None else open_rendition(volume, tiles.truth).read(box)
+        truth = None if tiles.truth is None else read_compared(volume, tiles.truth, tiles.name, box)
         return encode_tile(to_grey(volume, image), classes(truth, mask), self._factor)
 
 
