@@ -31,12 +31,12 @@ from scipy import ndimage
 from specimen import DISTINCT, build_linked, volume_bytes, warm_cache, work_folder
 from texture import SHAPE
 
-from pipeline.components import Components
 from pipeline.geometry import Box
+from pipeline.kernels.components import Components
+from pipeline.kernels.spans import find_spans, stack
 from pipeline.phantom import Phantom
-from pipeline.spans import find_spans, stack
-from pipeline.store import ShardedArray
-from pipeline.volume import Volume, staging_folder
+from pipeline.storage.store import ShardedArray
+from pipeline.storage.volume import Volume, staging_folder
 
 Mask = NDArray[np.uint8]
 

@@ -15,14 +15,14 @@ BEGIN = time.perf_counter()
 
 import numpy as np
 
-import pipeline.plan
-import pipeline.runs
+import pipeline.segmentation.plan
+import pipeline.segmentation.runs
 import pipeline.terminal.meter
 import pipeline.terminal.results  # noqa: F401
-from pipeline.denoise import denoiser
-from pipeline.pyramid import reduce_label, reduced_levels
-from pipeline.recipe import HistogramThreshold, Recipe
-from pipeline.tile import TileRule, segment_tiles
+from pipeline.segmentation.denoise import denoiser
+from pipeline.segmentation.tile import TileRule, segment_tiles
+from pipeline.settings.recipe import HistogramThreshold, Recipe
+from pipeline.storage.pyramid import reduce_label, reduced_levels
 
 IMPORTED = time.perf_counter()
 

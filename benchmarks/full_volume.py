@@ -26,7 +26,7 @@ from record import parse, save, show
 from specimen import DISTINCT, TRUTH, build_linked, compile_kernels, volume_bytes, warm_cache, work_folder
 from texture import SHAPE, tile_pair
 
-from pipeline.volume import Volume
+from pipeline.storage.volume import Volume
 
 HERE = Path(__file__).parent
 ROOFLINE_SLICES = 32  # at most, before the run, and again after it

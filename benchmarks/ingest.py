@@ -35,9 +35,9 @@ from specimen import volume_bytes, warm_cache, work_folder
 from texture import SHAPE, slice_pair, tile_pair
 
 from pipeline.geometry import Box, Grid
-from pipeline.shard import ShardCodec
-from pipeline.stack import Page, find_pages, read_page
-from pipeline.store import CHUNK, CODEC, SHARD
+from pipeline.images.stack import Page, find_pages, read_page
+from pipeline.storage.shard import ShardCodec
+from pipeline.storage.store import CHUNK, CODEC, SHARD
 
 Plane = NDArray[Any]
 Spent = dict[str, float]

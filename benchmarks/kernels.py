@@ -26,11 +26,11 @@ from skimage.filters import rank, threshold_otsu
 from sklearn.metrics import confusion_matrix
 from texture import TILE, slice_pair, tile_pair
 
-from pipeline.denoise import denoiser
-from pipeline.histogram import binarize, counts_above, joint_histogram, level_counts, otsu_level, otsu_levels
-from pipeline.median import median_tile
-from pipeline.recipe import Recipe
-from pipeline.tile import TileRule, segment_tiles
+from pipeline.kernels.histogram import binarize, counts_above, joint_histogram, level_counts, otsu_level, otsu_levels
+from pipeline.kernels.median import median_tile
+from pipeline.segmentation.denoise import denoiser
+from pipeline.segmentation.tile import TileRule, segment_tiles
+from pipeline.settings.recipe import Recipe
 
 Array = NDArray[Any]
 Size = tuple[int, int, int]

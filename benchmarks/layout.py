@@ -33,8 +33,8 @@ from texture import SHAPE, TILE, slice_pair, tile_pair
 from zarr.codecs import BloscCodec, ZstdCodec
 
 from pipeline.geometry import Box
-from pipeline.median import median_tile
-from pipeline.store import ShardedArray
+from pipeline.kernels.median import median_tile
+from pipeline.storage.store import ShardedArray
 
 Plane = NDArray[np.uint8]
 

@@ -20,10 +20,10 @@ from specimen import TRUTH, build_volume, volume_bytes, work_folder
 from texture import SHAPE
 
 from pipeline.geometry import Triple
-from pipeline.plan import PROCESS_BYTES, task_bytes
-from pipeline.recipe import Recipe
-from pipeline.store import SHARD
-from pipeline.volume import Volume
+from pipeline.segmentation.plan import PROCESS_BYTES, task_bytes
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.store import SHARD
+from pipeline.storage.volume import Volume
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--slices", {"type": int, "default": 4, "quick": 1, "help": "slices of the volume"}),

@@ -32,8 +32,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews
 from specimen import DISTINCT, TRUTH, build_linked, compile_kernels, volume_bytes, warm_cache, work_folder
 from texture import SHAPE, TILE, slice_pair, tile_pair
 
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 
 VESSEL = 255
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -16,10 +16,10 @@ from record import parse, save, show
 from specimen import TRUTH, build_volume, link_slices, multiply, volume_bytes, work_folder
 from texture import SHAPE
 
-from pipeline.config import RunConfig
-from pipeline.runs import run
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 
 
 def copy_run(volume: Volume) -> None:

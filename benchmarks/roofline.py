@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from specimen import DISTINCT, TRUTH
 
 from pipeline.geometry import Box
-from pipeline.pyramid import Pyramid
 from pipeline.scratch import scratch
-from pipeline.store import SHARD, ShardedArray
-from pipeline.volume import Volume, staging_folder
+from pipeline.storage.pyramid import Pyramid
+from pipeline.storage.store import SHARD, ShardedArray
+from pipeline.storage.volume import Volume, staging_folder
 
 Levels = list[NDArray[np.uint8]]
 Copy = Callable[[int, Levels], None]

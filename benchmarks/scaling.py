@@ -30,7 +30,7 @@ from scheduling import ENGINES, measure_scheduling
 from specimen import DISTINCT, TRUTH, build_volume, compile_kernels, multiply, volume_bytes, warm_cache, work_folder
 from texture import SHAPE, tile_pair
 
-from pipeline.volume import Volume
+from pipeline.storage.volume import Volume
 
 VOLUME_SLICES = 799
 VOLUMES, WORKERS = 10_000, 1_000

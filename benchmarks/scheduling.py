@@ -1,8 +1,8 @@
 """What it costs to schedule blocks that do nothing: the part of `scaling.py` that no larger machine makes smaller.
 
-The graph is that of a run of full-size slices, `pipeline.execute.build_graph`, with its reductions and its events; only
-the work of a block is replaced, by a constant table of its tiles. Client, scheduler and workers share this machine, so
-that a scheduler with a machine of its own is faster.
+The graph is that of a run of full-size slices, `segmentation.execute.build_graph`, with its reductions and its events;
+only the work of a block is replaced, by a constant table of its tiles. Client, scheduler and workers share this
+machine, so that a scheduler with a machine of its own is faster.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from distributed.protocol import serialize, to_serialize
 from numpy.typing import NDArray
 from texture import KESM_SLICE
 
-import pipeline.execute
-from pipeline.config import Cluster, LocalCluster, RunConfig, ThreadsCluster
-from pipeline.engine import Engine, start_engine
+import pipeline.segmentation.execute
 from pipeline.events import ignore
-from pipeline.execute import build_graph
 from pipeline.geometry import Box, Triple
-from pipeline.job import Job
-from pipeline.plan import Plan, make_plan
-from pipeline.record import Column
-from pipeline.tables import Grids
+from pipeline.segmentation.engine import Engine, start_engine
+from pipeline.segmentation.execute import build_graph
+from pipeline.segmentation.job import Job
+from pipeline.segmentation.plan import Plan, make_plan
+from pipeline.segmentation.record import Column
+from pipeline.settings.config import Cluster, LocalCluster, RunConfig, ThreadsCluster
+from pipeline.storage.tables import Grids
 
 REPEATED_BLOCKS = 1_000  # more take a minute, and differ little
 ENGINES: dict[str, tuple[str, Cluster]] = {
@@ -49,7 +49,7 @@ def do_nothing(job: Job, index: Triple) -> NDArray[np.int64]:  # noqa: ARG001
 
 def replace_work() -> None:
     """Let the blocks of this process do nothing."""
-    pipeline.execute.run_block = do_nothing  # type: ignore[attr-defined]  # imported there, not exported
+    pipeline.segmentation.execute.run_block = do_nothing  # type: ignore[attr-defined]  # imported there, not exported
 
 
 def measure_scheduling(
@@ -88,12 +88,12 @@ def measure_scheduling(
 
 @contextmanager
 def _idle_blocks() -> Iterator[None]:
-    before = pipeline.execute.run_block  # type: ignore[attr-defined]
+    before = pipeline.segmentation.execute.run_block  # type: ignore[attr-defined]
     replace_work()
     try:
         yield
     finally:
-        pipeline.execute.run_block = before  # type: ignore[attr-defined]
+        pipeline.segmentation.execute.run_block = before  # type: ignore[attr-defined]
 
 
 def virtual_plan(volume: Path, blocks: int) -> Plan:
@@ -110,7 +110,7 @@ def virtual_job(plan: Plan) -> Job:
 
 
 def time_blocks(engine: Engine, plan: Plan) -> float:
-    """Seconds to build the graph of a plan and to compute it, as `pipeline.execute.execute` does."""
+    """Seconds to build the graph of a plan and to compute it, as `segmentation.execute.execute` does."""
     start = time.perf_counter()
     with engine.listen(ignore) as notify:
         engine.compute(build_graph(plan, virtual_job(plan), notify, range(plan.blocks.size)))

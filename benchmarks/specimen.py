@@ -19,9 +19,9 @@ from pathlib import Path
 from command import kesm
 from texture import KESM_SLICE, slice_pair
 
-from pipeline.store import ShardedArray
-from pipeline.tables import resize_volume
-from pipeline.volume import Volume, staging_folder
+from pipeline.storage.store import ShardedArray
+from pipeline.storage.tables import resize_volume
+from pipeline.storage.volume import Volume, staging_folder
 
 TRUTH = "groundtruth"
 DISTINCT = 4

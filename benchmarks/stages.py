@@ -25,45 +25,45 @@ from unittest.mock import patch
 
 from specimen import TRUTH
 
-import pipeline.bookkeeping
-import pipeline.execute
-import pipeline.scene
-import pipeline.segment
-import pipeline.tile
-from pipeline.config import RunConfig
-from pipeline.pyramid import SliceWriter
-from pipeline.recipe import HistogramThreshold
-from pipeline.runs import run
-from pipeline.shard import ShardEncoder
-from pipeline.store import ShardedArray
-from pipeline.table import Table
-from pipeline.window import Window
+import pipeline.segmentation.bookkeeping
+import pipeline.segmentation.execute
+import pipeline.segmentation.scene
+import pipeline.segmentation.segment
+import pipeline.segmentation.tile
+from pipeline.segmentation.runs import run
+from pipeline.segmentation.window import Window
+from pipeline.settings.config import RunConfig
+from pipeline.settings.recipe import HistogramThreshold
+from pipeline.storage.pyramid import SliceWriter
+from pipeline.storage.shard import ShardEncoder
+from pipeline.storage.store import ShardedArray
+from pipeline.storage.table import Table
 
 READ_TRUTH, FILTER, OTHER = "read truth", "filter", "other"
 # Stage, module or class, and what of it. Shards of levels are coded and published by the same functions as the mask's.
 FUNCTIONS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("read image", Window, ("load",)),
-    (READ_TRUTH, pipeline.segment, ("CheckedShard",)),
-    (FILTER, pipeline.segment, ("denoiser",)),
-    (FILTER, pipeline.scene, ("denoiser",)),
-    ("histogram", pipeline.tile, ("joint_histograms", "rebin")),
+    (READ_TRUTH, pipeline.segmentation.segment, ("CheckedShard",)),
+    (FILTER, pipeline.segmentation.segment, ("denoiser",)),
+    (FILTER, pipeline.segmentation.scene, ("denoiser",)),
+    ("histogram", pipeline.segmentation.tile, ("joint_histograms", "rebin")),
     ("level", HistogramThreshold, ("levels",)),
-    ("counts", pipeline.tile, ("counts_above_levels",)),
-    ("mask", pipeline.tile, ("binarize",)),
-    ("seams", pipeline.tile, ("seam_pairs",)),
+    ("counts", pipeline.segmentation.tile, ("counts_above_levels",)),
+    ("mask", pipeline.segmentation.tile, ("binarize",)),
+    ("seams", pipeline.segmentation.tile, ("seam_pairs",)),
     ("pyramid", SliceWriter, ("reduce", "write_levels")),
     ("write", SliceWriter, ("write",)),
     ("write", ShardEncoder, ("add", "finish")),
     ("write", ShardedArray, ("publish",)),
-    ("keys and tables", pipeline.segment, ("mask_keys", "counts_keys", "covered_planes", "other_inputs")),
-    ("keys and tables", pipeline.segment, ("pyramid_key", "open_job")),
-    ("keys and tables", pipeline.bookkeeping, ("has_shards", "done_record", "open_job")),
+    ("keys and tables", pipeline.segmentation.segment, ("mask_keys", "counts_keys", "covered_planes", "other_inputs")),
+    ("keys and tables", pipeline.segmentation.segment, ("pyramid_key", "open_job")),
+    ("keys and tables", pipeline.segmentation.bookkeeping, ("has_shards", "done_record", "open_job")),
     ("keys and tables", Table, ("read", "stored", "survey", "write")),
-    ("tiles, the rest", pipeline.segment, ("segment_tiles",)),
-    ("blocks, the rest", pipeline.execute, ("run_block",)),
+    ("tiles, the rest", pipeline.segmentation.segment, ("segment_tiles",)),
+    ("blocks, the rest", pipeline.segmentation.execute, ("run_block",)),
 )
 # Modules whose functions the work on tiles calls by the way: they stay with whoever calls them.
-BY_THE_WAY = ("pipeline.compiled", "pipeline.geometry", "pipeline.store", "pipeline.volume")
+BY_THE_WAY = ("pipeline.kernels.compiled", "pipeline.geometry", "pipeline.storage.store", "pipeline.storage.volume")
 
 
 class Clock:
@@ -120,7 +120,7 @@ class Clock:
 
 def unnamed_functions() -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     """What the work on tiles calls of other modules of the package, and no stage has: module, name, function."""
-    for module in pipeline.tile, pipeline.segment, pipeline.bookkeeping:
+    for module in pipeline.segmentation.tile, pipeline.segmentation.segment, pipeline.segmentation.bookkeeping:
         named = [name for _, owner, names in FUNCTIONS if owner is module for name in names]
         for name, value in list(vars(module).items()):
             origin = getattr(value, "__module__", None) or ""

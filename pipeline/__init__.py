@@ -12,16 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config import RunConfig
-    from pipeline.configfile import load_config
-    from pipeline.confusion import Counts, Scores
-    from pipeline.execute import lazy_array
+    from pipeline.findings.summary import Summary, summarise
+    from pipeline.kernels.confusion import Counts, Scores
     from pipeline.phantom import Phantom
-    from pipeline.plan import make_plan
-    from pipeline.recipe import Recipe
-    from pipeline.runs import run
-    from pipeline.summary import Summary, summarise
-    from pipeline.volume import Volume
+    from pipeline.segmentation.execute import lazy_array
+    from pipeline.segmentation.plan import make_plan
+    from pipeline.segmentation.runs import run
+    from pipeline.settings.config import RunConfig
+    from pipeline.settings.configfile import load_config
+    from pipeline.settings.recipe import Recipe
+    from pipeline.storage.volume import Volume
 
 __all__ = [
     "Counts",
@@ -39,18 +39,18 @@ __all__ = [
 ]
 
 _OWNERS = {
-    "Counts": "confusion",
+    "Counts": "kernels.confusion",
     "Phantom": "phantom",
-    "Recipe": "recipe",
-    "RunConfig": "config",
-    "Scores": "confusion",
-    "Summary": "summary",
-    "Volume": "volume",
-    "lazy_array": "execute",
-    "load_config": "configfile",
-    "make_plan": "plan",
-    "run": "runs",
-    "summarise": "summary",
+    "Recipe": "settings.recipe",
+    "RunConfig": "settings.config",
+    "Scores": "kernels.confusion",
+    "Summary": "findings.summary",
+    "Volume": "storage.volume",
+    "lazy_array": "segmentation.execute",
+    "load_config": "settings.configfile",
+    "make_plan": "segmentation.plan",
+    "run": "segmentation.runs",
+    "summarise": "findings.summary",
 }
 
 

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import RunConfig
-from pipeline.disk import disk_errors
-from pipeline.engine import ThreadRunner
 from pipeline.errors import ExistsError
 from pipeline.events import Observer
+from pipeline.findings.summary import Summary
 from pipeline.geometry import Box
-from pipeline.histogram import TRUTH_UNLABELLED
-from pipeline.ingest import ingest_image, ingest_label
+from pipeline.images.pixels import write_png
+from pipeline.images.stack import find_pages
+from pipeline.intake.ingest import ingest_image, ingest_label
+from pipeline.intake.mapping import LabelOptions
+from pipeline.kernels.histogram import TRUTH_UNLABELLED
 from pipeline.machine import available_cpus
-from pipeline.mapping import LabelOptions
-from pipeline.overlay import overlay
 from pipeline.phantom import Phantom
-from pipeline.pixels import write_png
-from pipeline.runs import run
-from pipeline.stack import find_pages
-from pipeline.summary import Summary
-from pipeline.volume import Volume
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.storage.disk import disk_errors
+from pipeline.storage.volume import Volume
+from pipeline.views.overlay import overlay
 
 TRUTH = "groundtruth"
 VOXEL_SIZE_UM = (1.0, 0.7, 0.6)  # of KESM: slice thickness, and sampling along and across the knife

@@ -8,10 +8,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig
 from pipeline.geometry import Box
-from pipeline.store import ALL_FILL, ShardedArray
-from pipeline.volume import Volume
+from pipeline.settings.config import RunConfig
+from pipeline.storage.store import ALL_FILL, ShardedArray
+from pipeline.storage.volume import Volume
 
 MAPPING = {"vessel": 255, "vessel_above": None, "unlabelled": None}
 

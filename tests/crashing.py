@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import bookkeeping, runs, segment, sync
-from pipeline.configfile import load_config
 from pipeline.geometry import Box
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.intake import sync
+from pipeline.segmentation import bookkeeping, runs, segment
+from pipeline.settings.configfile import load_config
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 from tests.builders import run_config
 
 _processes = multiprocessing.get_context("forkserver")

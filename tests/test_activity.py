@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.activity import STARTING_S, Activity, State, activity
-from pipeline.recipe import Recipe
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.findings.activity import STARTING_S, Activity, State, activity
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 
 NOW = datetime(2026, 3, 4, 20, 0, tzinfo=UTC)
 BLOCKS = {"total": 799, "done": 120, "reused": 20, "failed": 1}

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-import pipeline.segment
-from pipeline.store import ShardedArray
+import pipeline.segmentation.segment
+from pipeline.storage.store import ShardedArray
 from tests.command import kesm
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -159,7 +159,7 @@ def test_a_stage_has_its_time_without_that_of_other_stages(monkeypatch):
     stages = importlib.import_module("stages")
     monkeypatch.setattr(time, "process_time", lambda: Work.now)
     monkeypatch.setattr(stages, "FUNCTIONS", (("outer", Work, ("outer",)), ("inner", Work, ("inner",))))
-    before = dict(vars(Work)), dict(vars(pipeline.segment))
+    before = dict(vars(Work)), dict(vars(pipeline.segmentation.segment))
     clock = stages.Clock()
     Work.now += 50  # before the run
     with clock.running():
@@ -172,7 +172,7 @@ def test_a_stage_has_its_time_without_that_of_other_stages(monkeypatch):
     assert {key: value for key, value in vars(Work).items() if key != "now"} == {
         key: value for key, value in before[0].items() if key != "now"
     }
-    assert dict(vars(pipeline.segment)) == before[1]
+    assert dict(vars(pipeline.segmentation.segment)) == before[1]
 
 
 @pytest.fixture

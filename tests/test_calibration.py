@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.slicefile import Picture, write_tiff
-from pipeline.stack import find_pages
+from pipeline.images.slicefile import Picture, write_tiff
+from pipeline.images.stack import find_pages
 
 VOLUME = np.zeros((3, 16, 32), np.uint8)
 

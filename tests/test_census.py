@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.census import NOT_COUNTED, Census, census, choose_run, choose_truth, compared_truths
-from pipeline.config import RunConfig
-from pipeline.confusion import SCORES, Counts, scores, tile_scores
 from pipeline.errors import ConfigError, DamageError, MissingInputError
+from pipeline.findings.census import NOT_COUNTED, Census, census, choose_run, choose_truth, compared_truths
+from pipeline.findings.summary import summarise
 from pipeline.geometry import Box, Grid
-from pipeline.quality import Measure
-from pipeline.runs import run
-from pipeline.summary import summarise
-from pipeline.tables import RunTables, Signal, Status
-from pipeline.volume import Volume
+from pipeline.kernels.confusion import SCORES, Counts, scores, tile_scores
+from pipeline.kernels.quality import Measure
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.storage.tables import RunTables, Signal, Status
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
 
 SHAPE = (4, 600, 1100)  # 2 x 3 tiles a slice, those at the far edges cut; slices 0 and 2 are annotated
@@ -219,7 +219,7 @@ def test_empty_region_says_so_when_it_is_asked(built):
 def test_run_that_was_worked_on_last_is_chosen(volume, tmp_path, monkeypatch):
     assert choose_run(volume, None) == "otsu"
     assert choose_run(volume, "named") == "named"
-    monkeypatch.setattr("pipeline.attempt.now", lambda: "2999-01-01T00:00:00+00:00")
+    monkeypatch.setattr("pipeline.segmentation.attempt.now", lambda: "2999-01-01T00:00:00+00:00")
     run(RunConfig(volume=volume.path, name="second"))
     assert choose_run(volume, None) == "second"
     assert choose_run(volume, "otsu") == "otsu"

@@ -16,18 +16,18 @@ import yaml
 from numpy.typing import NDArray
 from skimage.io import imread
 
-from pipeline.choice import HEADING, Choice, check_write, compare, write_recipe
-from pipeline.comparison import Candidate
-from pipeline.config import RunConfig
-from pipeline.configfile import load_config
-from pipeline.contest import METHODS, SCOPES, Words, configured, name_of, parse_contest, parse_denoise
 from pipeline.errors import ConfigError, StorageError
 from pipeline.events import ignore
 from pipeline.geometry import Box
-from pipeline.histogram import TRUTH_VESSEL
-from pipeline.runs import run
-from pipeline.tables import RunTables, Status, run_names
-from pipeline.volume import Volume
+from pipeline.kernels.histogram import TRUTH_VESSEL
+from pipeline.methods.choice import HEADING, Choice, check_write, compare, write_recipe
+from pipeline.methods.comparison import Candidate
+from pipeline.methods.contest import METHODS, SCOPES, Words, configured, name_of, parse_contest, parse_denoise
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.settings.configfile import load_config
+from pipeline.storage.tables import RunTables, Status, run_names
+from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config, textured
 from tests.command import kesm
 from tests.contract import check_document

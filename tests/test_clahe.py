@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import exposure
 
-from pipeline import clahe as module
-from pipeline.clahe import clahe
 from pipeline.errors import ConfigError, ShapeMismatchError
+from pipeline.kernels import clahe as module
+from pipeline.kernels.clahe import clahe
 
 DTYPES = [np.uint8, np.uint16]
 

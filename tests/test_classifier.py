@@ -17,8 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
 
-from pipeline import classifier as module
-from pipeline.classifier import (
+from pipeline.errors import ConfigError, ExistsError, MissingInputError, PipelineError, ShapeMismatchError, StorageError
+from pipeline.kernels.confusion import Counts, scores
+from pipeline.kernels.features import features, features_halo
+from pipeline.kernels.threshold import LEVEL_OF
+from pipeline.phantom import Phantom
+from pipeline.segmentation import classifier as module
+from pipeline.segmentation.classifier import (
     TRUSTED_TYPES,
     Classifier,
     Samples,
@@ -28,11 +33,6 @@ from pipeline.classifier import (
     image_of,
     load_classifier,
 )
-from pipeline.confusion import Counts, scores
-from pipeline.errors import ConfigError, ExistsError, MissingInputError, PipelineError, ShapeMismatchError, StorageError
-from pipeline.features import features, features_halo
-from pipeline.phantom import Phantom
-from pipeline.threshold import LEVEL_OF
 
 KINDS = ["forest", "boosting"]
 HALO = features_halo()

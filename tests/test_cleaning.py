@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage import morphology
 
-from pipeline import cleaning
 from pipeline.errors import ConfigError, ShapeMismatchError
+from pipeline.kernels import cleaning
 
 STAGES = [cleaning.opening, cleaning.closing, cleaning.remove_small_objects, cleaning.fill_small_holes]
 SHAPES = [(1, 1), (1, 17), (13, 1), (5, 60), (48, 70)]

@@ -24,11 +24,11 @@ from PIL import Image
 from scipy.ndimage import median_filter
 
 from pipeline import cli
-from pipeline.engine import start_engine
 from pipeline.geometry import Box
 from pipeline.phantom import Phantom
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.segmentation.engine import start_engine
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, textured
 from tests.command import KESM, kesm, kesm_process
 from tests.contract import check_document
@@ -250,7 +250,7 @@ def test_unexpected_error_is_not_hidden(brain, monkeypatch):
     def fail(volume: Volume, *options: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("pipeline.summary.describe", fail)
+    monkeypatch.setattr("pipeline.findings.summary.describe", fail)
     monkeypatch.setattr(sys, "argv", ["kesm", "status", str(brain)])
     with pytest.raises(RuntimeError, match="a bug"):  # the interpreter prints it, and exits with 1
         cli.main()
@@ -387,7 +387,7 @@ def test_run_that_is_stopped_before_it_starts_says_so(brain, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.runs.run_plan", interrupt)
+    monkeypatch.setattr("pipeline.segmentation.runs.run_plan", interrupt)
     answer = kesm("run", brain)
     assert (answer.code, answer.out) == (130, "")
     assert answer.err == "stopped before any block was done; give the same command to go on\ninterrupted\n"
@@ -803,7 +803,7 @@ def test_bad_input_as_a_process(here):
 
 
 def test_scheduler_that_is_not_there(brain, here, monkeypatch):
-    monkeypatch.setattr("pipeline.runs.start_engine", partial(start_engine, connect_s=0.5))
+    monkeypatch.setattr("pipeline.segmentation.runs.start_engine", partial(start_engine, connect_s=0.5))
     before = paths(here)
     answer = kesm("run", brain, "--scheduler", "tcp://127.0.0.1:1")
     assert answer.message == (

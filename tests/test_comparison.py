@@ -18,8 +18,11 @@ from scipy import ndimage
 from scipy.stats import bootstrap
 from sklearn import metrics
 
-from pipeline import comparison
-from pipeline.comparison import (
+from pipeline.errors import ConfigError, ShapeMismatchError
+from pipeline.kernels.confusion import Counts, scores
+from pipeline.kernels.histogram import joint_histogram, otsu_level
+from pipeline.methods import comparison
+from pipeline.methods.comparison import (
     LEAST_SLICES,
     Candidate,
     Interval,
@@ -33,9 +36,6 @@ from pipeline.comparison import (
     roc_auc,
     tile_counts,
 )
-from pipeline.confusion import Counts, scores
-from pipeline.errors import ConfigError, ShapeMismatchError
-from pipeline.histogram import joint_histogram, otsu_level
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 OTSU, YEN, LI = (Candidate(method, "tile", "median") for method in ("otsu", "yen", "li"))

@@ -15,9 +15,9 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.components import Components, Face, join_faces, merge, pile, tile
 from pipeline.errors import ConfigError
-from pipeline.spans import Spans, find_spans
+from pipeline.kernels.components import Components, Face, join_faces, merge, pile, tile
+from pipeline.kernels.spans import Spans, find_spans
 from tests.test_spans import masks, painted, quick, spans_of
 
 RANKS = {6: 1, 18: 2, 26: 3}

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import Region, RunConfig, parse_bytes, parse_duration
 from pipeline.errors import ConfigError, RegionError
 from pipeline.geometry import Box
-from pipeline.model import check_name
-from pipeline.recipe import FixedThreshold, HistogramThreshold, MedianDenoise, NoDenoise, Recipe
+from pipeline.settings.config import Region, RunConfig, parse_bytes, parse_duration
+from pipeline.settings.model import check_name
+from pipeline.settings.recipe import FixedThreshold, HistogramThreshold, MedianDenoise, NoDenoise, Recipe
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import (
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.settings.config import (
     AddressCluster,
     ImageFolder,
     LocalCluster,
@@ -18,9 +19,8 @@ from pipeline.config import (
     ThreadsCluster,
     TruthFolder,
 )
-from pipeline.configfile import load_config, parse_assignment
-from pipeline.errors import ConfigError, MissingInputError
-from pipeline.recipe import FixedThreshold, HistogramThreshold, MedianDenoise, NoDenoise, Recipe
+from pipeline.settings.configfile import load_config, parse_assignment
+from pipeline.settings.recipe import FixedThreshold, HistogramThreshold, MedianDenoise, NoDenoise, Recipe
 
 CONFIGS_FOLDER = Path(__file__).parents[1] / "configs"
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn import metrics
 
-from pipeline import confusion
-from pipeline.confusion import (
+from pipeline.errors import ShapeMismatchError
+from pipeline.kernels import confusion
+from pipeline.kernels.confusion import (
     SCORE_PARTS,
     SCORES,
     Counts,
@@ -32,7 +33,6 @@ from pipeline.confusion import (
     sum_scores,
     tile_scores,
 )
-from pipeline.errors import ShapeMismatchError
 
 UNDEFINED: tuple[Undefined, ...] = get_args(Undefined)
 NOTHING = Scores(*9 * [None])

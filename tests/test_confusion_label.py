@@ -20,25 +20,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from yaozarrs import validate_zarr_store
 
-from pipeline.confusion import Counts
-from pipeline.confusion_label import ConfusionPyramid, add_weights, confuse, show, weigh, weight_type
-from pipeline.engine import ThreadRunner
+from pipeline.checks.validate import open_label
+from pipeline.checks.verify import Verified, verify
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.findings.summary import describe
 from pipeline.geometry import Box
-from pipeline.keys import levels_key, pyramid_key
-from pipeline.painting import Painting
-from pipeline.plan import PROCESS_BYTES, make_plan, smallest_block, task_bytes
-from pipeline.pyramid import Pyramid, level_shapes, reduce_label
-from pipeline.recipe import Recipe
-from pipeline.remainder import look_ahead
-from pipeline.rendition import open_rendition
-from pipeline.runs import run
-from pipeline.store import ABSENT
-from pipeline.summary import describe
-from pipeline.tables import RunTables, Status, resize_volume
-from pipeline.validate import open_label
-from pipeline.verify import Verified, verify
-from pipeline.volume import Volume, beside
+from pipeline.kernels.confusion import Counts
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.segmentation.plan import PROCESS_BYTES, make_plan, smallest_block, task_bytes
+from pipeline.segmentation.remainder import look_ahead
+from pipeline.segmentation.runs import run
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.confusion_label import ConfusionPyramid, add_weights, confuse, show, weigh, weight_type
+from pipeline.storage.keys import levels_key, pyramid_key
+from pipeline.storage.painting import Painting
+from pipeline.storage.pyramid import Pyramid, level_shapes, reduce_label
+from pipeline.storage.store import ABSENT
+from pipeline.storage.tables import RunTables, Status, resize_volume
+from pipeline.storage.volume import Volume, beside
+from pipeline.views.rendition import open_rendition
 from tests.builders import MAPPING, build_volume, run_config, textured
 from tests.command import kesm
 from tests.contract import check_document

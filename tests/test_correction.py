@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from skimage import exposure
 
-from pipeline import correction
-from pipeline.correction import CELL
 from pipeline.errors import ConfigError, ShapeMismatchError
+from pipeline.kernels import correction
+from pipeline.kernels.correction import CELL
 
 DTYPES = [np.uint8, np.uint16]
 SHAPES = [(1, 1), (1, 200), (130, 3), (64, 64), (65, 128), (150, 333)]

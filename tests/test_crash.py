@@ -12,9 +12,9 @@ import distributed
 import pytest
 
 from pipeline.events import BlockDone, Event
-from pipeline.runs import run
-from pipeline.tables import RunTables
-from pipeline.volume import Volume, beside
+from pipeline.segmentation.runs import run
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume, beside
 from tests.builders import build_volume, run_config
 from tests.crashing import assert_same_arrays, redone, start
 

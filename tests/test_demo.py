@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import RunConfig
 from pipeline.demo import TRUTH, VOXEL_SIZE_UM, Demo, run_demo
 from pipeline.errors import ExistsError
 from pipeline.events import BlockDone, Event
+from pipeline.findings.summary import Summary, summarise
 from pipeline.geometry import Box
 from pipeline.phantom import Phantom
-from pipeline.runs import run
-from pipeline.summary import Summary, summarise
-from pipeline.volume import Volume
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume
 from tests.contract import check_document
 

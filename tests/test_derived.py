@@ -13,17 +13,17 @@ import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.components import Components
-from pipeline.derived import Cleaning, clean, slab_room
-from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, MemoryLimitError
-from pipeline.ledger import Ledger
-from pipeline.pixels import write_png
-from pipeline.pyramid import reduce_label, reduced_levels
-from pipeline.recipe import Recipe
-from pipeline.runs import run
-from pipeline.tables import RunTables, Status, run_lock, settle
-from pipeline.volume import Volume
+from pipeline.images.pixels import write_png
+from pipeline.kernels.components import Components
+from pipeline.objects.derived import Cleaning, clean, slab_room
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.segmentation.runs import run
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.pyramid import reduce_label, reduced_levels
+from pipeline.storage.tables import RunTables, Status, run_lock, settle
+from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.command import kesm
 from tests.contract import check_document
@@ -411,9 +411,9 @@ def killed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         raise Killed
 
     target = {
-        "write_slice": "pipeline.store.ShardedArray.write",
-        "rebuild_levels": "pipeline.pyramid.Pyramid.rebuild_levels",
-        "record": "pipeline.ledger.Ledger.record",
+        "write_slice": "pipeline.storage.store.ShardedArray.write",
+        "rebuild_levels": "pipeline.storage.pyramid.Pyramid.rebuild_levels",
+        "record": "pipeline.storage.ledger.Ledger.record",
     }[request.param]
     monkeypatch.setattr(target, fail)
     yield

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline import disk
 from pipeline.errors import StorageError, UnavailableError
+from pipeline.storage import disk
 
 
 @pytest.mark.parametrize(

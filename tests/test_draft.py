@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.draft import check_place, draft_file, draft_folder
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, StorageError
-from pipeline.runs import run
+from pipeline.segmentation.runs import run
+from pipeline.storage.draft import check_place, draft_file, draft_folder
 from tests.builders import build_volume, run_config
 from tests.command import kesm
 
@@ -135,7 +135,7 @@ def test_old_folder_is_put_back_where_the_new_one_cannot_take_its_place(tmp_path
 KILLED = """
 import os, sys
 from pathlib import Path
-from pipeline.draft import draft_folder
+from pipeline.storage.draft import draft_folder
 
 path, rename = Path(sys.argv[1]), Path.rename
 Path.rename = lambda self, target: os._exit(9) if target == path else rename(self, target)

@@ -9,10 +9,10 @@ import dask
 import distributed
 import pytest
 
-from pipeline.config import AddressCluster, ThreadsCluster
-from pipeline.engine import Engine, ThreadRunner, start_engine
 from pipeline.errors import LockedError, PipelineError, SchedulerError, TargetError, UnavailableError
 from pipeline.events import Event, JobDone, JobsStarted, ignore
+from pipeline.segmentation.engine import Engine, ThreadRunner, start_engine
+from pipeline.settings.config import AddressCluster, ThreadsCluster
 from tests.workers import workers_here
 
 

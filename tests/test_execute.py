@@ -13,17 +13,17 @@ from scipy.ndimage import median_filter
 from skimage.filters import threshold_otsu
 
 import pipeline as kesm
-from pipeline.config import AddressCluster, LocalCluster, ThreadsCluster
-from pipeline.confusion import mean_scores, score_parts
 from pipeline.events import BlockDone, BlocksSettled, Event, JobsStarted, Started, ignore
-from pipeline.execute import lazy_array
+from pipeline.findings.summary import Summary, summarise
 from pipeline.geometry import Box, Grid
-from pipeline.plan import Plan, make_plan
-from pipeline.runs import run, run_plan
-from pipeline.store import SHARD, ShardedArray
-from pipeline.summary import Summary, summarise
-from pipeline.tables import Grids, RunTables
-from pipeline.volume import Volume
+from pipeline.kernels.confusion import mean_scores, score_parts
+from pipeline.segmentation.execute import lazy_array
+from pipeline.segmentation.plan import Plan, make_plan
+from pipeline.segmentation.runs import run, run_plan
+from pipeline.settings.config import AddressCluster, LocalCluster, ThreadsCluster
+from pipeline.storage.store import SHARD, ShardedArray
+from pipeline.storage.tables import Grids, RunTables
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
 from tests.workers import workers_here
 

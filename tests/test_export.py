@@ -17,14 +17,14 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.events import JobDone, JobsStarted
-from pipeline.export import BAND, Target, Wanted, choose_form, export, in_order, is_slice_file
 from pipeline.geometry import Box
-from pipeline.keys import pyramid_key
-from pipeline.rendition import Rendition, open_rendition
-from pipeline.runs import run
-from pipeline.store import create_document
-from pipeline.tables import RunTables, Status
-from pipeline.volume import Volume
+from pipeline.segmentation.runs import run
+from pipeline.storage.keys import pyramid_key
+from pipeline.storage.store import create_document
+from pipeline.storage.tables import RunTables, Status
+from pipeline.storage.volume import Volume
+from pipeline.views.export import BAND, Target, Wanted, choose_form, export, in_order, is_slice_file
+from pipeline.views.rendition import Rendition, open_rendition
 from tests.builders import build_volume, run_config
 from tests.command import KESM, kesm
 from tests.contract import check_document

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import disk, store
 from pipeline.errors import DamageError, StorageError, UnavailableError
+from pipeline.findings.summary import summarise
 from pipeline.geometry import Box
-from pipeline.ledger import Ledger
-from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
-from pipeline.recipe import Recipe
-from pipeline.runs import run
-from pipeline.summary import summarise
-from pipeline.tables import RunTables, resize_volume
-from pipeline.volume import Volume
+from pipeline.segmentation.plan import PROCESS_BYTES, smallest_block, task_bytes
+from pipeline.segmentation.runs import run
+from pipeline.settings.recipe import Recipe
+from pipeline.storage import disk, store
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.tables import RunTables, resize_volume
+from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.crashing import assert_same_arrays
 
@@ -272,7 +272,7 @@ FEW_FILES = """
 import resource, sys
 from pathlib import Path
 from pipeline.cli import app, main
-import pipeline.runs, pipeline.terminal.meter, pipeline.terminal.results
+import pipeline.segmentation.runs, pipeline.terminal.meter, pipeline.terminal.results
 sys.argv = ["kesm", *sys.argv[1:]]
 open_now = len(list(Path("/proc/self/fd").iterdir()))
 resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 2, open_now + 2))

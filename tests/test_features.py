@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pipeline.features import count_features, features, features_halo
+from pipeline.kernels.features import count_features, features, features_halo
 
 
 def slow_features(plane: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:

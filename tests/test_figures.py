@@ -26,9 +26,7 @@ from scipy import ndimage
 from sklearn import metrics
 
 from pipeline import figures
-from pipeline.confusion import Counts, scores
 from pipeline.errors import ConfigError, DamageError, MissingInputError, RegionError
-from pipeline.excerpt import Excerpt, choose_level, read_excerpt, spans
 from pipeline.figures import KINDS, Request, Style, canvas
 from pipeline.figures.canvas import (
     FONT,
@@ -47,12 +45,14 @@ from pipeline.figures.pictures import draw_overlay
 from pipeline.figures.subject import Subject
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
 from pipeline.geometry import Box
-from pipeline.histogram import joint_histogram
-from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify, overlay
+from pipeline.kernels.confusion import Counts, scores
+from pipeline.kernels.histogram import joint_histogram
 from pipeline.phantom import Phantom
-from pipeline.runs import run
-from pipeline.tables import RunTables, Status
-from pipeline.volume import Volume
+from pipeline.segmentation.runs import run
+from pipeline.storage.tables import RunTables, Status
+from pipeline.storage.volume import Volume
+from pipeline.views.excerpt import Excerpt, choose_level, read_excerpt, spans
+from pipeline.views.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify, overlay
 from tests.builders import MAPPING, run_config
 from tests.command import kesm
 from tests.contract import check_document
@@ -745,7 +745,7 @@ def test_wrong_input_is_one_message(volume, bare, words, message, tmp_path, monk
 
 @pytest.mark.parametrize("last", ["earlier", "zebra"])  # by its name the first and the last of them
 def test_run_that_was_worked_on_last_is_shown(mine, last, monkeypatch):
-    monkeypatch.setattr("pipeline.attempt.now", lambda: "2999-01-01T00:00:00+00:00")
+    monkeypatch.setattr("pipeline.segmentation.attempt.now", lambda: "2999-01-01T00:00:00+00:00")
     run(run_config(mine, tile=SIDE, name=last, region={"z": [0, 1]}))
     for kind in KINDS:
         if kind != "overview":
@@ -818,7 +818,7 @@ def test_an_empty_run_says_so(mine):
 def test_a_large_picture_is_refused(volume):
     huge = Volume(volume.path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.excerpt.MOST_PIXELS", 1000)
+        patch.setattr("pipeline.views.excerpt.MOST_PIXELS", 1000)
         with pytest.raises(ConfigError, match=r"--level: got 0, at which z=0:1.* million pixels; choose a coarser"):
             read_excerpt(huge, Box.of_slice(0, SHAPE), 1, level=0)
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pipeline import flags as flagging
 from pipeline.errors import ShapeMismatchError
-from pipeline.flags import RULES, Flag
+from pipeline.kernels import flags as flagging
+from pipeline.kernels.flags import RULES, Flag
+from pipeline.kernels.quality import Measure
 from pipeline.phantom import Phantom
-from pipeline.quality import Measure
 from tests.test_quality import NAN, measure, tables_of
 
 USUAL = {

@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from pipeline import histogram
-from pipeline.confusion import Counts
 from pipeline.errors import ShapeMismatchError
+from pipeline.kernels import histogram
+from pipeline.kernels.confusion import Counts
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 TRUTH_VALUES = [histogram.TRUTH_BACKGROUND, histogram.TRUTH_VESSEL, histogram.TRUTH_UNLABELLED, 1]

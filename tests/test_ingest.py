@@ -16,8 +16,6 @@ import tifffile
 import yaozarrs
 from PIL import Image
 
-from pipeline.config import RunConfig, ThreadsCluster
-from pipeline.engine import ThreadRunner
 from pipeline.errors import (
     ConfigError,
     ExistsError,
@@ -28,14 +26,16 @@ from pipeline.errors import (
     ShapeMismatchError,
 )
 from pipeline.geometry import Box
-from pipeline.ingest import Ingested, ingest_image, ingest_label, ingest_threads
-from pipeline.lock import locked
-from pipeline.mapping import LabelOptions
-from pipeline.ome import VoxelSize
-from pipeline.runs import run
-from pipeline.stack import Page, find_pages
-from pipeline.store import ShardedArray
-from pipeline.volume import Volume, staging_folder
+from pipeline.images.stack import Page, find_pages
+from pipeline.intake.ingest import Ingested, ingest_image, ingest_label, ingest_threads
+from pipeline.intake.mapping import LabelOptions
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig, ThreadsCluster
+from pipeline.storage.lock import locked
+from pipeline.storage.ome import VoxelSize
+from pipeline.storage.store import ShardedArray
+from pipeline.storage.volume import Volume, staging_folder
 
 SHAPE = (40, 56)
 OPEN = {"vessel": None, "vessel_above": None, "unlabelled": None}
@@ -430,11 +430,11 @@ def test_interrupted_label_leaves_nothing(tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from pathlib import Path
-from pipeline.engine import ThreadRunner
-from pipeline.ingest import ingest_image, ingest_label
-from pipeline.mapping import LabelOptions
-from pipeline.stack import find_pages
-from pipeline.volume import Ledger
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.intake.ingest import ingest_image, ingest_label
+from pipeline.intake.mapping import LabelOptions
+from pipeline.images.stack import find_pages
+from pipeline.storage.volume import Ledger
 
 record, kind, files, path, left = Ledger.record, sys.argv[1], sys.argv[2], Path(sys.argv[3]), [2]
 

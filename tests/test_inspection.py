@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pipeline.config import RunConfig
-from pipeline.confusion import Counts, mean_scores, scores, sum_scores
 from pipeline.errors import MissingInputError
-from pipeline.flags import FLAG_NAMES, Flag, flag_of
+from pipeline.findings.inspection import inspect, tile_flags
+from pipeline.findings.summary import describe, summarise
 from pipeline.geometry import Box
-from pipeline.inspection import inspect, tile_flags
+from pipeline.kernels.confusion import Counts, mean_scores, scores, sum_scores
+from pipeline.kernels.flags import FLAG_NAMES, Flag, flag_of
+from pipeline.kernels.quality import Measure
 from pipeline.phantom import Phantom
-from pipeline.quality import Measure
-from pipeline.runs import run
-from pipeline.summary import describe, summarise
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 from tests.builders import MAPPING
 from tests.command import kesm
 from tests.contract import check_document

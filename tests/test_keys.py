@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import keys
-from pipeline.config import RunConfig
 from pipeline.geometry import Box
-from pipeline.keys import counts_keys, mask_keys, recipe_key
-from pipeline.recipe import FixedThreshold, MedianDenoise, NoDenoise, Recipe
-from pipeline.store import SHARD
-from pipeline.tables import Grids
+from pipeline.settings.config import RunConfig
+from pipeline.settings.recipe import FixedThreshold, MedianDenoise, NoDenoise, Recipe
+from pipeline.storage import keys
+from pipeline.storage.keys import counts_keys, mask_keys, recipe_key
+from pipeline.storage.store import SHARD
+from pipeline.storage.tables import Grids
 
 SHAPE = (5, 4600, 4300)  # three by three shards a slice
 GRIDS = Grids.of(SHAPE, 512, (1, *SHAPE[1:]))

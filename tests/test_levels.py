@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.interpolate import RegularGridInterpolator
 
-from pipeline import levels as module
-from pipeline import tally
-from pipeline.confusion import Counts
 from pipeline.errors import RegionError, ShapeMismatchError
-from pipeline.histogram import BACKGROUND, UNLABELLED, VESSEL, binarize, joint_histograms, otsu_level, otsu_levels
-from pipeline.levels import Surface, binarize_smooth, binarize_tiles, fill_levels, signals
-from pipeline.tally import count_mask, seam_pairs, valid_histograms
+from pipeline.kernels import levels as module
+from pipeline.kernels import tally
+from pipeline.kernels.confusion import Counts
+from pipeline.kernels.histogram import (
+    BACKGROUND,
+    UNLABELLED,
+    VESSEL,
+    binarize,
+    joint_histograms,
+    otsu_level,
+    otsu_levels,
+)
+from pipeline.kernels.levels import Surface, binarize_smooth, binarize_tiles, fill_levels, signals
+from pipeline.kernels.tally import count_mask, seam_pairs, valid_histograms
 
 NAN = math.nan
 DTYPES = pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from PIL import Image
 
-from pipeline.configfile import load_config
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box
-from pipeline.ledger import Ledger
-from pipeline.runs import run
-from pipeline.sync import sync
-from pipeline.tables import run_names
-from pipeline.volume import Volume
+from pipeline.intake.sync import sync
+from pipeline.segmentation.runs import run
+from pipeline.settings.configfile import load_config
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.tables import run_names
+from pipeline.storage.volume import Volume
 from tests.builders import textured
 from tests.crashing import arrays, start_sync
 

@@ -14,8 +14,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 from skimage import filters
 
-from pipeline import local, sliding
 from pipeline.errors import ConfigError, ShapeMismatchError
+from pipeline.kernels import local, sliding
 
 METHODS = get_args(local.Method)
 DTYPES = [np.uint8, np.uint16]

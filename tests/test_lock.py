@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from pipeline.errors import LockedError
-from pipeline.lock import locked, whoami
+from pipeline.storage.lock import locked, whoami
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.lock import locked
+from pipeline.storage.lock import locked
 with locked(Path(sys.argv[1]), "a"):
     print("held", flush=True)
     sys.stdin.read()

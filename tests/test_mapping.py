@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LabelValueError
-from pipeline.mapping import LabelOptions, Mapping, decide_mapping
+from pipeline.intake.mapping import LabelOptions, Mapping, decide_mapping
 
 
 @pytest.mark.parametrize(

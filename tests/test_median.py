@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from pipeline import median
 from pipeline.errors import ShapeMismatchError
+from pipeline.kernels import median
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 FAST = [(1, 1, 1), (1, 3, 3), (1, 5, 5), (3, 3, 3)]

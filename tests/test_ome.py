@@ -14,8 +14,8 @@ from ome_zarr_models.v05.labels import Labels
 from yaozarrs.v05 import Image as YaoImage
 from yaozarrs.v05 import LabelImage, LabelsGroup
 
-from pipeline.ome import MASK_COLOURS, TRUTH_COLOURS, image_metadata, label_metadata, voxel_size
-from pipeline.volume import Volume
+from pipeline.storage.ome import MASK_COLOURS, TRUTH_COLOURS, image_metadata, label_metadata, voxel_size
+from pipeline.storage.volume import Volume
 
 SHAPE = (2, 1100, 700)  # three levels
 SIZES = pytest.mark.parametrize("size", [None, (1.0, 0.7, 0.6)], ids=["no-voxel-size", "voxel-size"])

@@ -7,7 +7,7 @@ import pytest
 from pipeline.commands.options import expect_one, refuse_beside, refuse_together, region_box
 from pipeline.errors import ConfigError, RegionError
 from pipeline.geometry import Box
-from pipeline.volume import Volume
+from pipeline.storage.volume import Volume
 from tests.command import kesm
 
 

@@ -17,9 +17,9 @@ from scipy import ndimage
 from scipy.spatial import distance
 from skimage.morphology import skeletonize
 
-from pipeline import outline
 from pipeline.errors import ConfigError, MissingInputError, ShapeMismatchError
-from pipeline.outline import MAX_TOLERANCE, BoundaryF1, ClDice, Matches, boundary_f1, cl_dice
+from pipeline.kernels import outline
+from pipeline.kernels.outline import MAX_TOLERANCE, BoundaryF1, ClDice, Matches, boundary_f1, cl_dice
 
 TRUTH_VALUES = [0, 0, 255, 255, 127, 1]
 MASK_VALUES = [0, 0, 255, 255, 1, 127]

@@ -8,10 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline import confusion_label
-from pipeline.confusion_label import confuse
 from pipeline.errors import ConfigError, ShapeMismatchError, UnsupportedImageError
-from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, Palette, classify, find_palette, overlay, read_colours
+from pipeline.storage import confusion_label
+from pipeline.storage.confusion_label import confuse
+from pipeline.views.overlay import (
+    FN,
+    FP,
+    PALETTES,
+    PLAIN,
+    TN,
+    TP,
+    Palette,
+    classify,
+    find_palette,
+    overlay,
+    read_colours,
+)
 
 TRUTH = np.array([1, 0, 1, 0, 1, 1, 0, 0, 0], np.uint8).reshape(3, 3)
 MASK = np.array([1, 0, 1, 0, 0, 1, 1, 0, 0], np.uint8).reshape(3, 3)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import pixels as pixels_module
 from pipeline.errors import ImageFileError, UnsupportedImageError
-from pipeline.pixels import luminance
-from pipeline.stack import find_pages, read_page
+from pipeline.images import pixels as pixels_module
+from pipeline.images.pixels import luminance
+from pipeline.images.stack import find_pages, read_page
 
 RNG = np.random.default_rng(5)
 RAMP = np.add.outer(7 * np.arange(48), np.arange(64)).astype(np.uint16)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MissingInputError
-from pipeline.placement import place
-from pipeline.stack import Page
+from pipeline.images.stack import Page
+from pipeline.intake.placement import place
 
 VOLUME = Path("brain.zarr")
 FOUR = ["slice_1.png", "slice_2.png", "slice_3.png", "slice_4.png"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, ExistsError, MemoryLimitError, MissingInputError, RegionError
-from pipeline.plan import PROCESS_BYTES, choose_block, make_plan, parallelism, task_bytes
-from pipeline.runs import run
-from pipeline.volume import Volume
+from pipeline.segmentation.plan import PROCESS_BYTES, choose_block, make_plan, parallelism, task_bytes
+from pipeline.segmentation.runs import run
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
 
 FULL = (2, 8026, 17480)

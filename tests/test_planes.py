@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from pipeline.errors import ImageFileError, UnsupportedImageError
-from pipeline.stack import find_pages, read_page
+from pipeline.images.stack import find_pages, read_page
 
 RNG = np.random.default_rng(7)
 VOLUME = RNG.integers(0, 256, (5, 48, 64), dtype=np.uint8)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.census import NOT_COUNTED, Census
-from pipeline.confusion import SCORES, Counts, scores
+from pipeline.findings.census import NOT_COUNTED, Census
+from pipeline.findings.profile import profile_of
 from pipeline.geometry import Box, Grid
-from pipeline.profile import profile_of
-from pipeline.tables import Status
+from pipeline.kernels.confusion import SCORES, Counts, scores
+from pipeline.storage.tables import Status
 
 SHAPE = (4, 2, 3)
 

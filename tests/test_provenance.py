@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from pipeline.errors import MissingInputError
-from pipeline.provenance import page, provenance
-from pipeline.recipe import Recipe
-from pipeline.tables import RunTables, Status
-from pipeline.volume import Volume
+from pipeline.findings.provenance import page, provenance
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.tables import RunTables, Status
+from pipeline.storage.volume import Volume
 from tests.contract import check_document
 
 NOW = datetime(2026, 3, 4, 20, 0, tzinfo=UTC)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import DamageError, ShapeMismatchError
 from pipeline.geometry import Box
-from pipeline.pyramid import Pyramid, level_shapes, reduce_image, reduce_label, reduced_levels
+from pipeline.storage.pyramid import Pyramid, level_shapes, reduce_image, reduce_label, reduced_levels
 from tests.builders import shard_digests
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from pipeline import chatter as bands
-from pipeline import quality
 from pipeline.errors import ShapeMismatchError
-from pipeline.histogram import count_tiles, joint_histograms
+from pipeline.kernels import chatter as bands
+from pipeline.kernels import quality
+from pipeline.kernels.histogram import count_tiles, joint_histograms
+from pipeline.kernels.quality import Measure
 from pipeline.phantom import Phantom
-from pipeline.quality import Measure
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 NAN = math.nan

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.plan import PROCESS_BYTES, make_plan, task_bytes
-from pipeline.remainder import look_ahead
-from pipeline.runs import run
-from pipeline.tables import RunTables, Status
-from pipeline.volume import Volume
+from pipeline.segmentation.plan import PROCESS_BYTES, make_plan, task_bytes
+from pipeline.segmentation.remainder import look_ahead
+from pipeline.segmentation.runs import run
+from pipeline.storage.tables import RunTables, Status
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
 
 

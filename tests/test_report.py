@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from jsonschema import ValidationError
 
-from pipeline.config import RunConfig
-from pipeline.confusion import SCORES, Counts, Scores
 from pipeline.errors import MissingInputError
+from pipeline.findings.summary import Summary, Tiles, describe, summarise
 from pipeline.geometry import Box
-from pipeline.recipe import Recipe
-from pipeline.runs import run
-from pipeline.summary import Summary, Tiles, describe, summarise
-from pipeline.tables import RunTables, Status
-from pipeline.volume import Volume
+from pipeline.kernels.confusion import SCORES, Counts, Scores
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.tables import RunTables, Status
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
 from tests.contract import check_document
 

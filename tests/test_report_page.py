@@ -24,17 +24,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.census import NOT_COUNTED, Census, census
-from pipeline.config import RunConfig
-from pipeline.confusion import SCORES, Counts
+from pipeline.findings.census import NOT_COUNTED, Census, census
+from pipeline.findings.salvage import Salvage
 from pipeline.geometry import Box, Grid
-from pipeline.overlay import PALETTES, overlay
-from pipeline.recipe import Recipe
-from pipeline.runs import run
-from pipeline.salvage import Salvage
-from pipeline.table import Table
-from pipeline.tables import RunTables, Signal, Status
-from pipeline.volume import Volume
+from pipeline.kernels.confusion import SCORES, Counts
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.table import Table
+from pipeline.storage.tables import RunTables, Signal, Status
+from pipeline.storage.volume import Volume
+from pipeline.views.overlay import PALETTES, overlay
 from pipeline.webpage.chart import Chart, Scale
 from pipeline.webpage.display import colour_filter
 from pipeline.webpage.evidence import find_evidence
@@ -561,7 +561,7 @@ def test_too_many_tiles_share_cells(monkeypatch):
 
 
 def test_overlay_is_that_of_the_design():
-    """Half of the image and half of what is put over it is what `pipeline.overlay` blends."""
+    """Half of the image and half of what is put over it is what `views.overlay` blends."""
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, (40, 50), np.uint8)
     truth, mask = rng.choice(np.array([0, 127, 255], np.uint8), (40, 50)), rng.random((40, 50)) < 0.5

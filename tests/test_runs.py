@@ -10,11 +10,11 @@ import pytest
 from filelock import FileLock
 
 from pipeline.errors import LockedError, SchedulerError
-from pipeline.runs import run
-from pipeline.store import read_document
-from pipeline.summary import describe
-from pipeline.tables import RunTables, run_lock, run_names
-from pipeline.volume import Volume, beside
+from pipeline.findings.summary import describe
+from pipeline.segmentation.runs import run
+from pipeline.storage.store import read_document
+from pipeline.storage.tables import RunTables, run_lock, run_names
+from pipeline.storage.volume import Volume, beside
 from tests.builders import build_volume, run_config
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.histogram import BACKGROUND, VESSEL
-from pipeline.scorecard import Scorecard
-from pipeline.threshold import LEVEL_OF
+from pipeline.kernels.histogram import BACKGROUND, VESSEL
+from pipeline.kernels.threshold import LEVEL_OF
+from pipeline.methods.scorecard import Scorecard
 
 SHAPE = (3, 2, 2)  # slices, rows, columns
 METHODS = ("otsu", "mean", "triangle")

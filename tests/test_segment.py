@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import segment
 from pipeline.errors import LockedError, MemoryLimitError
+from pipeline.findings.summary import summarise
 from pipeline.geometry import Box
-from pipeline.job import Job
-from pipeline.recipe import Recipe
-from pipeline.record import Column
-from pipeline.runs import run
-from pipeline.segment import run_block
-from pipeline.store import ShardedArray
-from pipeline.summary import summarise
-from pipeline.table import Table
-from pipeline.tables import RunTables, Status
-from pipeline.tile import TileTables, segment_tiles
+from pipeline.segmentation import segment
+from pipeline.segmentation.job import Job
+from pipeline.segmentation.record import Column
+from pipeline.segmentation.runs import run
+from pipeline.segmentation.segment import run_block
+from pipeline.segmentation.tile import TileTables, segment_tiles
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.store import ShardedArray
+from pipeline.storage.table import Table
+from pipeline.storage.tables import RunTables, Status
 from tests.builders import build_volume, run_config
 from tests.command import kesm
 

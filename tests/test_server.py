@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import integers
 
-from pipeline import server as server_module
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.server import Site, ViewServer, byte_range, client_files
+from pipeline.views import server as server_module
+from pipeline.views.server import Site, ViewServer, byte_range, client_files
 
 SECRET = b"nobody's business"
 SHARD = np.random.default_rng(5).bytes(300_000)

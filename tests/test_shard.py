@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numcodecs import zstd
 
-from pipeline.shard import MISSING, ShardCodec, ShardDecoder
+from pipeline.storage.shard import MISSING, ShardCodec, ShardDecoder
 
 CODEC = ShardCodec((4, 4), (2, 2), "<u2", 7, 1)
 VALUES = np.arange(16, dtype=np.uint16).reshape(4, 4)

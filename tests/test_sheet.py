@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import parquet
-from pipeline.census import Census, census
-from pipeline.columns import COLUMNS, Part, Values, markdown, rows, write_csv
-from pipeline.config import RunConfig
-from pipeline.confusion import SCORES
-from pipeline.flags import Flag, flag_tiles
+from pipeline.findings import parquet
+from pipeline.findings.census import Census, census
+from pipeline.findings.columns import COLUMNS, Part, Values, markdown, rows, write_csv
 from pipeline.geometry import Box, Grid
-from pipeline.quality import Measure
-from pipeline.runs import run
-from pipeline.tables import RunTables, Status
-from pipeline.volume import Volume
+from pipeline.kernels.confusion import SCORES
+from pipeline.kernels.flags import Flag, flag_tiles
+from pipeline.kernels.quality import Measure
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.storage.tables import RunTables, Status
+from pipeline.storage.volume import Volume
 from tests.builders import textured
 from tests.command import kesm
 from tests.contract import check_document
@@ -174,7 +174,7 @@ def flagged_tile(rng: np.random.Generator) -> Census:
 
 def test_rows_do_not_depend_on_how_many_are_made_at_once(volume, tmp_path, monkeypatch):
     written(volume, tmp_path / "whole.csv", "--name", "otsu")
-    monkeypatch.setattr("pipeline.columns.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("pipeline.findings.columns.ROWS_AT_ONCE", 1)
     found = census(volume, "otsu")
     assert len(list(rows(found, found.tiles, VOXEL_SIZE_UM))) == SHAPE[0]
     assert write_csv(tmp_path / "sliced.csv", rows(found, found.tiles, VOXEL_SIZE_UM)) == 18
@@ -183,7 +183,7 @@ def test_rows_do_not_depend_on_how_many_are_made_at_once(volume, tmp_path, monke
 
 def test_columns_are_documented():
     page = PAGE.read_text()
-    assert markdown() in page, "copy what pipeline.columns.markdown() returns into docs/files.md"
+    assert markdown() in page, "copy what pipeline.findings.columns.markdown() returns into docs/files.md"
 
 
 def test_damage_is_named_and_its_tiles_are_pending(volume, tmp_path):

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from pipeline.errors import DamageError, MemoryLimitError
 from pipeline.geometry import Box, Grid
-from pipeline.sieve import Sieve, Sifter, Verdict
+from pipeline.objects.sieve import Sieve, Sifter, Verdict
 
 RANKS = {6: 1, 18: 2, 26: 3}
 NEIGHBOURS = st.sampled_from([6, 18, 26])

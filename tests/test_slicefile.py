@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import slicefile
-from pipeline.slicefile import TILE, Picture, write_png, write_tiff
-from pipeline.stack import find_pages, read_page
+from pipeline.images import slicefile
+from pipeline.images.slicefile import TILE, Picture, write_png, write_tiff
+from pipeline.images.stack import find_pages, read_page
 from tests.builders import textured
 
 VOXEL_SIZE_UM = (1.0, 0.7, 0.6)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from pipeline.sliding import mark_above_medians
+from pipeline.kernels.sliding import mark_above_medians
 
 
 def marked(plane: NDArray[Any], size: int, offset: float) -> NDArray[np.uint8]:

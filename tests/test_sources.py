@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ImageFolder, TruthFolder
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.sources import MAX_SLICES, Changes, Note, find_images, find_truths, find_unsettled, list_source
+from pipeline.intake.sources import MAX_SLICES, Changes, Note, find_images, find_truths, find_unsettled, list_source
+from pipeline.settings.config import ImageFolder, TruthFolder
 
 VOLUME = Path("brain.zarr")
 TIME_NS = 10**18

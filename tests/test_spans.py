@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import ShapeMismatchError
-from pipeline.spans import Spans, complement, find_spans, paint, stack
+from pipeline.kernels.spans import Spans, complement, find_spans, paint, stack
 
 quick = settings(max_examples=60, deadline=None)  # a kernel may be compiled in the first example
 

@@ -22,7 +22,7 @@ from pipeline.errors import (
     ShapeMismatchError,
     UnsupportedImageError,
 )
-from pipeline.stack import Page, find_pages, read_page
+from pipeline.images.stack import Page, find_pages, read_page
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile" / "grayscale.png"
 GREY = (np.add.outer(7 * np.arange(24), np.arange(32)) % 251).astype(np.uint8)

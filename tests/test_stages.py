@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import exposure, filters, morphology
 
-from pipeline.clahe import clahe
-from pipeline.config import LocalCluster, ThreadsCluster
-from pipeline.configfile import load_config
-from pipeline.correction import flat_field
-from pipeline.engine import ThreadRunner
+from pipeline.checks.verify import verify
 from pipeline.errors import ConfigError, MemoryLimitError, MissingInputError
 from pipeline.events import ignore
+from pipeline.findings.summary import summarise
 from pipeline.geometry import Box
+from pipeline.kernels.clahe import clahe
+from pipeline.kernels.correction import flat_field
 from pipeline.phantom import Phantom
-from pipeline.plan import make_plan, task_bytes
-from pipeline.recipe import Recipe
-from pipeline.runs import run, run_plan
-from pipeline.summary import summarise
-from pipeline.tables import RunTables, Signal
-from pipeline.verify import verify
-from pipeline.volume import Volume
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.segmentation.plan import make_plan, task_bytes
+from pipeline.segmentation.runs import run, run_plan
+from pipeline.settings.config import LocalCluster, ThreadsCluster
+from pipeline.settings.configfile import load_config
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.tables import RunTables, Signal
+from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.test_execute import with_blocks
 

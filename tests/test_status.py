@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume
 from tests.command import kesm
 from tests.contract import check_document
@@ -29,7 +29,9 @@ PATIENCE_S = 60.0
 
 def started(*words: object) -> subprocess.Popen[str]:
     """Start a command that can be interrupted, whatever shell the tests run in, and whose heart beats faster."""
-    program = "from pipeline import attempt, cli; attempt.BEAT_EVERY_S = 0.5; cli.main()"
+    program = (
+        "from pipeline.segmentation import attempt; attempt.BEAT_EVERY_S = 0.5; from pipeline import cli; cli.main()"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, words)],
         stdout=subprocess.PIPE,

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline import store
 from pipeline.errors import (
     DamageError,
     LockedError,
@@ -23,9 +22,10 @@ from pipeline.errors import (
     ShapeMismatchError,
 )
 from pipeline.geometry import Box
-from pipeline.shard import ShardCodec
-from pipeline.store import ALL_FILL, SHARD, ShardedArray, create_document, read_document
-from pipeline.table import Table
+from pipeline.storage import store
+from pipeline.storage.shard import ShardCodec
+from pipeline.storage.store import ALL_FILL, SHARD, ShardedArray, create_document, read_document
+from pipeline.storage.table import Table
 from tests.builders import shard_digests
 
 PIPELINES = {"zarrs": "zarrs.ZarrsCodecPipeline", "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
@@ -381,7 +381,7 @@ import resource, sys
 from pathlib import Path
 from pipeline.errors import StorageError
 from pipeline.geometry import Box
-from pipeline.store import ShardedArray
+from pipeline.storage.store import ShardedArray
 array = ShardedArray(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:

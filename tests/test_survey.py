@@ -10,17 +10,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
-from pipeline import survey
-from pipeline.config import LocalCluster, ThreadsCluster
 from pipeline.errors import DamageError
 from pipeline.events import ignore
 from pipeline.geometry import Box
-from pipeline.histogram import otsu_level
-from pipeline.plan import make_plan
-from pipeline.runs import run, run_plan
-from pipeline.survey import Survey, settle, slice_counts
-from pipeline.tables import RunTables, Status
-from pipeline.volume import Volume
+from pipeline.kernels.histogram import otsu_level
+from pipeline.segmentation import survey
+from pipeline.segmentation.plan import make_plan
+from pipeline.segmentation.runs import run, run_plan
+from pipeline.segmentation.survey import Survey, settle, slice_counts
+from pipeline.settings.config import LocalCluster, ThreadsCluster
+from pipeline.storage.tables import RunTables, Status
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config, textured
 from tests.test_execute import with_blocks
 

@@ -23,17 +23,17 @@ import tifffile
 import yaml
 from PIL import Image
 
-from pipeline import sync as sync_module
-from pipeline.arrivals import gather
-from pipeline.configfile import load_config
 from pipeline.errors import LockedError, StorageError
 from pipeline.geometry import Box
-from pipeline.ingest import SliceJob
-from pipeline.ledger import Ledger
-from pipeline.lock import locked
-from pipeline.sync import Synced, sync
-from pipeline.tables import RunTables, Status, run_lock
-from pipeline.volume import Volume
+from pipeline.intake import sync as sync_module
+from pipeline.intake.arrivals import gather
+from pipeline.intake.ingest import SliceJob
+from pipeline.intake.sync import Synced, sync
+from pipeline.settings.configfile import load_config
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.lock import locked
+from pipeline.storage.tables import RunTables, Status, run_lock
+from pipeline.storage.volume import Volume
 from tests.builders import textured
 from tests.command import kesm
 from tests.contract import check_document
@@ -786,8 +786,8 @@ def test_slices_that_another_process_has_added_meanwhile_are_not_overwritten(syn
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from pipeline.configfile import load_config
-from pipeline.sync import sync
+from pipeline.settings.configfile import load_config
+from pipeline.intake.sync import sync
 
 def pause(_):
     print("waiting", flush=True)

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from pipeline.errors import DamageError, ShapeMismatchError
-from pipeline.table import Table
+from pipeline.storage.table import Table
 
 
 def test_a_table_is_written_in_cells_and_read_in_cells(tmp_path):

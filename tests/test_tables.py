@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.errors import LockedError, MissingInputError
 from pipeline.geometry import Box, Grid
-from pipeline.recipe import Recipe
-from pipeline.runs import run
-from pipeline.store import read_document
-from pipeline.table import Table
-from pipeline.tables import (
+from pipeline.segmentation.runs import run
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.store import read_document
+from pipeline.storage.table import Table
+from pipeline.storage.tables import (
     WINDOWED_LEVELS,
     Grids,
     RunTables,
@@ -24,7 +24,7 @@ from pipeline.tables import (
     run_names,
     settle,
 )
-from pipeline.volume import Volume
+from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
 
 SHAPE = (3, 2100, 2600)  # two by two shards, five by six tiles of 512

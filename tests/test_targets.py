@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, TargetError
-from pipeline.targets import binary_plane, call_target, find_target, grey_block
+from pipeline.settings.targets import binary_plane, call_target, find_target, grey_block
 
 LAB = """
 import numpy as np

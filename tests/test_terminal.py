@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.confusion import SCORES, Counts, Macro, Scores, scores
 from pipeline.events import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
+from pipeline.findings.summary import Summary, Tiles, describe
 from pipeline.geometry import Box
-from pipeline.plan import make_plan
-from pipeline.recipe import FixedThreshold, MedianDenoise, NoDenoise, Recipe
-from pipeline.runs import run
-from pipeline.summary import Summary, Tiles, describe
+from pipeline.kernels.confusion import SCORES, Counts, Macro, Scores, scores
+from pipeline.segmentation.plan import make_plan
+from pipeline.segmentation.runs import run
+from pipeline.settings.recipe import FixedThreshold, MedianDenoise, NoDenoise, Recipe
+from pipeline.storage.volume import Volume
 from pipeline.terminal.console import make_console
 from pipeline.terminal.meter import Meter
 from pipeline.terminal.outlook import recipe_words, show_plan
 from pipeline.terminal.results import failure_lines, score_rows, show_summary
 from pipeline.terminal.status import StatusBoard, activity_words, show_status
-from pipeline.volume import Volume
 from tests.builders import build_volume, run_config
 from tests.command import kesm
 

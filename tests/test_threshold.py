@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage import filters
 
-from pipeline import threshold
 from pipeline.errors import ConfigError
-from pipeline.threshold import LEVEL_OF, levels_of, minimum_level
+from pipeline.kernels import threshold
+from pipeline.kernels.threshold import LEVEL_OF, levels_of, minimum_level
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 NAN = math.nan

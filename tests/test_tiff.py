@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from pipeline.errors import ImageFileError, ShapeMismatchError, UnsupportedImageError
-from pipeline.stack import find_pages, read_page
+from pipeline.images.stack import find_pages, read_page
 
 RNG = np.random.default_rng(6)
 RAMP = np.add.outer(7 * np.arange(48), np.arange(64)).astype(np.uint16)

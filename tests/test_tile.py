@@ -12,12 +12,12 @@ from scipy.ndimage import median_filter
 from skimage.filters import threshold_otsu
 from skimage.io import imread
 
-from pipeline.denoise import denoiser
-from pipeline.histogram import otsu_levels
-from pipeline.median import median_tile
-from pipeline.quality import measure_tables, measure_voxels
-from pipeline.recipe import Recipe
-from pipeline.tile import TileRule, count_vessels, segment_tiles
+from pipeline.kernels.histogram import otsu_levels
+from pipeline.kernels.median import median_tile
+from pipeline.kernels.quality import measure_tables, measure_voxels
+from pipeline.segmentation.denoise import denoiser
+from pipeline.segmentation.tile import TileRule, count_vessels, segment_tiles
+from pipeline.settings.recipe import Recipe
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 

@@ -10,17 +10,17 @@ import pytest
 import yaml
 from scipy import ndimage
 
-from pipeline import train as module
-from pipeline.classifier import file_digest, load_classifier
-from pipeline.config import RunConfig
-from pipeline.configfile import load_config
-from pipeline.confusion import Counts
-from pipeline.engine import ThreadRunner
 from pipeline.errors import ConfigError, DamageError
+from pipeline.kernels.confusion import Counts
+from pipeline.methods import train as module
+from pipeline.methods.train import Lesson, Trained, make_lesson, train
 from pipeline.phantom import Phantom
-from pipeline.runs import run
-from pipeline.train import Lesson, Trained, make_lesson, train
-from pipeline.volume import Volume
+from pipeline.segmentation.classifier import file_digest, load_classifier
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.settings.configfile import load_config
+from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, run_config
 from tests.command import kesm
 from tests.contract import check_document

@@ -12,7 +12,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import ShapeMismatchError
-from pipeline.trees import Trees, _flatten, _Nodes
+from pipeline.kernels.trees import Trees, _flatten, _Nodes
 
 MODELS = {
     "forest": lambda: RandomForestClassifier(12, max_depth=7, random_state=0),

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from pipeline.checks.validate import Measures, _Planes, validate_threads
 from pipeline.geometry import Box
-from pipeline.outline import BoundaryF1, ClDice, Matches, boundary_f1, cl_dice
-from pipeline.pixels import write_png
-from pipeline.runs import run
-from pipeline.store import create_document
-from pipeline.validate import Measures, _Planes, validate_threads
-from pipeline.volume import Volume
+from pipeline.images.pixels import write_png
+from pipeline.kernels.outline import BoundaryF1, ClDice, Matches, boundary_f1, cl_dice
+from pipeline.segmentation.runs import run
+from pipeline.storage.store import create_document
+from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.command import kesm
 from tests.contract import check_document

@@ -14,22 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import audit, disk, readback
-from pipeline import verify as verifying
-from pipeline.engine import ThreadRunner
+from pipeline.checks import audit, readback
+from pipeline.checks import verify as verifying
+from pipeline.checks.readback import only_values
+from pipeline.checks.verify import Verified, slice_bytes, verify, verify_threads
 from pipeline.errors import StorageError, UnavailableError
+from pipeline.findings.summary import summarise
 from pipeline.geometry import Box
-from pipeline.ledger import Ledger
-from pipeline.plan import PROCESS_BYTES, smallest_block, task_bytes
-from pipeline.readback import only_values
-from pipeline.recipe import Recipe
-from pipeline.runs import run
-from pipeline.store import ShardedArray
-from pipeline.summary import summarise
-from pipeline.table import Table
-from pipeline.tables import RunTables, Status, run_lock
-from pipeline.verify import Verified, slice_bytes, verify, verify_threads
-from pipeline.volume import Volume
+from pipeline.segmentation.engine import ThreadRunner
+from pipeline.segmentation.plan import PROCESS_BYTES, smallest_block, task_bytes
+from pipeline.segmentation.runs import run
+from pipeline.settings.recipe import Recipe
+from pipeline.storage import disk
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.store import ShardedArray
+from pipeline.storage.table import Table
+from pipeline.storage.tables import RunTables, Status, run_lock
+from pipeline.storage.volume import Volume
 from tests import crashing
 from tests.builders import MAPPING, build_volume, run_config, textured
 from tests.command import kesm

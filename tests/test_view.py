@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pipeline.commands.view as view_command
-from pipeline import server as server_module
-from pipeline.census import census
 from pipeline.errors import ConfigError, MissingInputError, RegionError
+from pipeline.findings.census import census
 from pipeline.geometry import Box
-from pipeline.runs import run
-from pipeline.server import Site, ViewServer, client_files
-from pipeline.tables import RunTables
-from pipeline.view import Layer, Sight, View, make_view, parse_at
-from pipeline.volume import Volume
+from pipeline.segmentation.runs import run
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
+from pipeline.views import server as server_module
+from pipeline.views.server import Site, ViewServer, client_files
+from pipeline.views.view import Layer, Sight, View, make_view, parse_at
 from tests.browser import launched, watched
 from tests.builders import MAPPING, build_volume, run_config
 from tests.command import kesm

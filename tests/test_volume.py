@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import volume as volume_module
 from pipeline.errors import DamageError, ExistsError, LockedError, MissingInputError, NotAVolumeError
 from pipeline.geometry import Box
-from pipeline.histogram import TRUTH_UNLABELLED
-from pipeline.store import create_document, read_document
-from pipeline.volume import LabelInfo, Volume, beside, publish
+from pipeline.kernels.histogram import TRUTH_UNLABELLED
+from pipeline.storage import volume as volume_module
+from pipeline.storage.store import create_document, read_document
+from pipeline.storage.volume import LabelInfo, Volume, beside, publish
 from tests.builders import shard_digests
 
 SHAPE = (3, 2100, 700)  # two shards a slice, four levels
@@ -351,7 +351,7 @@ def test_a_fingerprint_follows_what_the_slices_hold(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.volume import Volume
+from pipeline.storage.volume import Volume
 with Volume(Path(sys.argv[1])).lock():
     print("held", flush=True)
     sys.stdin.read()

@@ -34,13 +34,13 @@ def clean(
 ) -> None:
     """Remove small objects of a mask, and fill small holes, in three dimensions; the result is a label of its own."""
     with answering():
-        from pipeline.derived import Cleaning, slab_room
-        from pipeline.derived import clean as clean_mask
-        from pipeline.engine import ThreadRunner
         from pipeline.machine import available_cpus
-        from pipeline.tables import RunTables
+        from pipeline.objects.derived import Cleaning, slab_room
+        from pipeline.objects.derived import clean as clean_mask
+        from pipeline.segmentation.engine import ThreadRunner
+        from pipeline.storage.tables import RunTables
+        from pipeline.storage.volume import Volume
         from pipeline.terminal.meter import Meter
-        from pipeline.volume import Volume
 
         cleaning = Cleaning(name, out or f"{name}-clean", min_size, max_hole, connectivity, hole_connectivity)
         opened, workers = Volume(volume), threads or available_cpus()

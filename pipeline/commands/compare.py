@@ -27,7 +27,7 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.choice import Choice
+    from pipeline.methods.choice import Choice
 
 Methods = Annotated[
     str | None,
@@ -79,9 +79,9 @@ def compare(
         refuse_together({"--csv": as_csv, "--json": as_json})
         options = run_options(truth, name, region, threads, memory, foreground)
         config = with_truth(configure(target, options, scheduler, assignments))
-        from pipeline.choice import check_write, write_recipe
-        from pipeline.choice import compare as compare_methods
-        from pipeline.contest import Words, parse_contest
+        from pipeline.methods.choice import check_write, write_recipe
+        from pipeline.methods.choice import compare as compare_methods
+        from pipeline.methods.contest import Words, parse_contest
         from pipeline.terminal.meter import Meter
 
         if write is not None:

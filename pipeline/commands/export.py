@@ -31,11 +31,11 @@ def export(
 ) -> None:
     """Write the image or a label as TIFF or PNG slices, or as one OME-TIFF."""
     with answering():
-        from pipeline.export import Target, Wanted, choose_form
-        from pipeline.export import export as export_slices
         from pipeline.machine import available_cpus
+        from pipeline.storage.volume import Volume
         from pipeline.terminal.meter import Meter
-        from pipeline.volume import Volume
+        from pipeline.views.export import Target, Wanted, choose_form
+        from pipeline.views.export import export as export_slices
 
         expect_one({"--label": label is not None, "--image": image})
         target, opened = Target(out, choose_form(out, form), replace), Volume(volume)

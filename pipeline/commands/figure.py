@@ -51,9 +51,9 @@ def figure(
     """Draw a figure of a volume and its runs."""
     with answering():
         from pipeline import figures
-        from pipeline.overlay import find_palette, read_colours
-        from pipeline.view import parse_at
-        from pipeline.volume import Volume
+        from pipeline.storage.volume import Volume
+        from pipeline.views.overlay import find_palette, read_colours
+        from pipeline.views.view import parse_at
 
         taken = figures.find_kind(kind).options
         given = {"truth": truth, "at": at, "level": level, "metric": metric, "palette": palette, "colours": colours,

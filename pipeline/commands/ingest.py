@@ -15,8 +15,8 @@ from pipeline.commands.options import Json, Threads, refuse_beside
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.ingest import Ingested
-    from pipeline.stack import Page
+    from pipeline.images.stack import Page
+    from pipeline.intake.ingest import Ingested
 
 
 def ingest(
@@ -38,12 +38,12 @@ def ingest(
 ) -> None:
     """Store image slices, or an expert's truth, as OME-Zarr."""
     with answering():
-        from pipeline.engine import ThreadRunner
         from pipeline.errors import ConfigError
-        from pipeline.ingest import ingest_image, ingest_label, ingest_threads
+        from pipeline.images.stack import find_pages
+        from pipeline.intake.ingest import ingest_image, ingest_label, ingest_threads
+        from pipeline.intake.mapping import LabelOptions
         from pipeline.machine import available_cpus
-        from pipeline.mapping import LabelOptions
-        from pipeline.stack import find_pages
+        from pipeline.segmentation.engine import ThreadRunner
         from pipeline.terminal.meter import Meter
 
         size = parse_voxel_size(voxel_size)
@@ -85,7 +85,7 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
 
 def say_flat(pages: Sequence[Page]) -> None:
     """Say that files state the size of a voxel in the plane only, which is not stored."""
-    from pipeline.calibration import find_flat
+    from pipeline.images.calibration import find_flat
 
     page = find_flat(pages)
     if page is not None and page.stated_um is not None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.config import RunConfig
     from pipeline.geometry import Box
-    from pipeline.volume import Volume
+    from pipeline.settings.config import RunConfig
+    from pipeline.storage.volume import Volume
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 VolumePath = Annotated[Path, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")]
@@ -69,7 +69,7 @@ def configure(
     target: Path, options: Mapping[str, Any], scheduler: str | None, assignments: list[str] | None
 ) -> RunConfig:
     """Configuration of a run: the file, then the options that were given (by their keys), then each ``--set``."""
-    from pipeline.configfile import load_config, parse_assignment
+    from pipeline.settings.configfile import load_config, parse_assignment
 
     overrides = {key: value for key, value in options.items() if value is not None}
     if scheduler in {"threads", "local"}:
@@ -82,9 +82,9 @@ def configure(
 
 def with_truth(config: RunConfig) -> RunConfig:
     """Configuration of what needs a truth: with that which it names, or the only one of its volume."""
-    from pipeline.census import only_truth
     from pipeline.errors import MissingInputError
-    from pipeline.volume import Volume
+    from pipeline.findings.census import only_truth
+    from pipeline.storage.volume import Volume
 
     volume = Volume(config.volume)
     if config.truth is not None:
@@ -132,8 +132,8 @@ def expect_one(given: Mapping[str, bool]) -> None:
 
 def parse_memory(text: str | None) -> int | None:
     """``4GB`` in bytes."""
-    from pipeline.config import parse_bytes
     from pipeline.errors import ConfigError
+    from pipeline.settings.config import parse_bytes
 
     try:
         return parse_bytes(text)

@@ -26,7 +26,7 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.segmentation.plan import Plan
 
 
 def run(
@@ -49,9 +49,9 @@ def run(
         options = run_options(truth, name, region, threads, memory, foreground)
         options |= {"exclude_flagged": exclude_flagged or None, "confusion": confusion or None}
         config = configure(target, options, scheduler, assignments)
-        from pipeline.confusion_label import confusion_name
-        from pipeline.plan import make_plan
-        from pipeline.runs import run_plan
+        from pipeline.segmentation.plan import make_plan
+        from pipeline.segmentation.runs import run_plan
+        from pipeline.storage.confusion_label import confusion_name
         from pipeline.terminal.meter import Meter
         from pipeline.terminal.results import show_summary
 
@@ -92,8 +92,8 @@ def plan(
     with answering():
         options = run_options(truth, name, region, threads, memory, foreground)
         config = configure(target, options | {"confusion": confusion or None}, scheduler, assignments)
-        from pipeline.plan import make_plan
-        from pipeline.remainder import look_ahead
+        from pipeline.segmentation.plan import make_plan
+        from pipeline.segmentation.remainder import look_ahead
         from pipeline.terminal.outlook import show_plan
 
         made = look_ahead(make_plan(config, replace=replace))
@@ -106,8 +106,8 @@ def plan(
 def stopped(plan: Plan) -> str:
     """What an interrupted run has done."""
     from pipeline.errors import PipelineError
-    from pipeline.summary import summarise
-    from pipeline.volume import Volume
+    from pipeline.findings.summary import summarise
+    from pipeline.storage.volume import Volume
 
     try:
         tiles = summarise(Volume(plan.volume), plan.name, plan.truth, plan.region).tiles

@@ -13,7 +13,7 @@ from pipeline.commands.answer import answering, show_json, show_lines
 from pipeline.commands.options import ExcludeFlagged, Json, UndefinedRule, VolumePath, refuse_beside, refuse_together
 
 if TYPE_CHECKING:
-    from pipeline.summary import Summary
+    from pipeline.findings.summary import Summary
 
 WATCH_EVERY_S = 2.0
 
@@ -64,10 +64,10 @@ def status(
 
 def look(volume: Path, undefined: str, exclude_flagged: bool) -> Description:
     """What a volume holds now, opened anew."""
-    from pipeline.confusion import parse_undefined
-    from pipeline.flags import FLAG_NAMES, flag_of
-    from pipeline.summary import describe
-    from pipeline.volume import Volume
+    from pipeline.findings.summary import describe
+    from pipeline.kernels.confusion import parse_undefined
+    from pipeline.kernels.flags import FLAG_NAMES, flag_of
+    from pipeline.storage.volume import Volume
 
     exclude = flag_of(FLAG_NAMES if exclude_flagged else ())
     return describe(Volume(volume), parse_undefined(undefined), exclude)
@@ -75,8 +75,8 @@ def look(volume: Path, undefined: str, exclude_flagged: bool) -> Description:
 
 def show_inspection(volume: Path, name: str | None, as_json: bool) -> None:
     """Print what quality control says of runs."""
-    from pipeline.inspection import inspect
-    from pipeline.volume import Volume
+    from pipeline.findings.inspection import inspect
+    from pipeline.storage.volume import Volume
 
     opened = Volume(volume)
     found = inspect(opened, name)
@@ -88,8 +88,8 @@ def show_inspection(volume: Path, name: str | None, as_json: bool) -> None:
 
 def show_provenance(volume: Path, run_name: str, as_json: bool) -> None:
     """Print what made the mask of a run."""
-    from pipeline.provenance import page, provenance
-    from pipeline.volume import Volume
+    from pipeline.findings.provenance import page, provenance
+    from pipeline.storage.volume import Volume
 
     document = provenance(Volume(volume), run_name)
     if as_json:

@@ -11,7 +11,7 @@ from pipeline.commands.answer import EXIT_PARTIAL, answering, say, show_json, sh
 from pipeline.commands.options import Json
 
 if TYPE_CHECKING:
-    from pipeline.sync import Synced
+    from pipeline.intake.sync import Synced
 
 
 def sync(
@@ -23,9 +23,9 @@ def sync(
 ) -> None:
     """Take the slices that have arrived in the source folders or changed, and run what is pending."""
     with answering():
-        from pipeline.configfile import load_config
-        from pipeline.sync import check_sync, sync_every
-        from pipeline.sync import sync as sync_once
+        from pipeline.intake.sync import check_sync, sync_every
+        from pipeline.intake.sync import sync as sync_once
+        from pipeline.settings.configfile import load_config
         from pipeline.terminal.meter import Meter
 
         loaded = load_config(config)
@@ -45,8 +45,8 @@ def sync(
 
 def parse_every(text: str) -> float:
     """``15m`` as seconds: at least one, since a sync that does nothing takes as long."""
-    from pipeline.config import parse_duration
     from pipeline.errors import ConfigError
+    from pipeline.settings.config import parse_duration
 
     try:
         every_s = parse_duration(text)
@@ -60,7 +60,7 @@ def parse_every(text: str) -> float:
 def log_round(outcome: Synced | Exception, as_json: bool) -> None:
     """Log one round of many: its line (or JSON object) on stdout, what went wrong on stderr, each with its time."""
     from pipeline.errors import PipelineError
-    from pipeline.lock import now
+    from pipeline.storage.lock import now
 
     if isinstance(outcome, PipelineError):
         say(f"{now()} error: {outcome}")

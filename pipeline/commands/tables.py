@@ -25,9 +25,9 @@ def tables(
 ) -> None:
     """Write one row for each tile: place, status, level, vessel, counts, scores and quality."""
     with answering():
-        from pipeline.confusion import parse_undefined
-        from pipeline.sheet import Topic, check_sheet, write_sheet
-        from pipeline.volume import Volume
+        from pipeline.findings.sheet import Topic, check_sheet, write_sheet
+        from pipeline.kernels.confusion import parse_undefined
+        from pipeline.storage.volume import Volume
 
         check_sheet(out, replace)
         opened, rule = Volume(volume), parse_undefined(undefined)

@@ -40,11 +40,11 @@ def train(
     with answering():
         options = run_options(truth, None, region, threads, None, foreground)
         config = with_truth(configure(target, options, None, assignments))
-        from pipeline.engine import ThreadRunner
         from pipeline.machine import available_cpus
+        from pipeline.methods.train import make_lesson
+        from pipeline.methods.train import train as train_classifier
+        from pipeline.segmentation.engine import ThreadRunner
         from pipeline.terminal.meter import Meter
-        from pipeline.train import make_lesson
-        from pipeline.train import train as train_classifier
 
         lesson, workers = make_lesson(config, out, kind, seed, replace), threads or available_cpus()
         with Meter("train") as meter:

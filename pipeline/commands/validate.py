@@ -19,8 +19,8 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.validate import Label, Measures, Validation
-    from pipeline.volume import Volume
+    from pipeline.checks.validate import Label, Measures, Validation
+    from pipeline.storage.volume import Volume
 
 MaskFiles = Annotated[
     list[str] | None,
@@ -59,12 +59,12 @@ def validate(
 ) -> None:
     """Compare any two labels of a volume, or image files with one, and score them as a run is scored."""
     with answering():
-        from pipeline.confusion import parse_undefined
-        from pipeline.engine import ThreadRunner
+        from pipeline.checks.validate import Measures, open_label
+        from pipeline.checks.validate import validate as validate_labels
+        from pipeline.kernels.confusion import parse_undefined
+        from pipeline.segmentation.engine import ThreadRunner
+        from pipeline.storage.volume import Volume
         from pipeline.terminal.meter import Meter
-        from pipeline.validate import Measures, open_label
-        from pipeline.validate import validate as validate_labels
-        from pipeline.volume import Volume
 
         check_judged(mask, mask_files, more_files, start_z)
         opened, measures = Volume(volume), Measures(parse_undefined(undefined), boundary, cl_dice)
@@ -96,10 +96,10 @@ def open_judged(
     volume: Volume, mask: str | None, files: list[str], start_z: int, measures: Measures, threads: int | None
 ) -> tuple[Label, int]:
     """What is judged, and how many threads have room to read it."""
-    from pipeline.ingest import ingest_threads
+    from pipeline.checks.validate import open_files, open_label, validate_threads
+    from pipeline.images.stack import find_pages
+    from pipeline.intake.ingest import ingest_threads
     from pipeline.machine import available_cpus
-    from pipeline.stack import find_pages
-    from pipeline.validate import open_files, open_label, validate_threads
 
     workers = validate_threads(volume, measures, threads or available_cpus())
     if mask is not None:

@@ -20,12 +20,12 @@ def verify(
 ) -> None:
     """Read everything of a volume back, and list what is not as it was recorded."""
     with answering():
-        from pipeline.engine import ThreadRunner
+        from pipeline.checks.verify import slice_bytes, verify_threads
+        from pipeline.checks.verify import verify as verify_volume
         from pipeline.machine import available_cpus
+        from pipeline.segmentation.engine import ThreadRunner
+        from pipeline.storage.volume import Volume
         from pipeline.terminal.meter import Meter
-        from pipeline.verify import slice_bytes, verify_threads
-        from pipeline.verify import verify as verify_volume
-        from pipeline.volume import Volume
 
         opened = Volume(volume)
         each, _ = slice_bytes(opened)

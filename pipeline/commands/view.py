@@ -35,9 +35,9 @@ def view(
 ) -> None:
     """Open a volume in Neuroglancer, in a browser, until Ctrl-C (which ends it with exit code 0)."""
     with answering():
-        from pipeline.server import Site, ViewServer, client_files
-        from pipeline.view import make_view, parse_at
-        from pipeline.volume import Volume
+        from pipeline.storage.volume import Volume
+        from pipeline.views.server import Site, ViewServer, client_files
+        from pipeline.views.view import make_view, parse_at
 
         client, place = client_files(), None if at is None else parse_at(at)
         made = make_view(Volume(volume), name, truth, place)

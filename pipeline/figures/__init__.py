@@ -33,7 +33,7 @@ from pipeline.figures.pictures import (
 from pipeline.figures.subject import Request
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
 from pipeline.geometry import Box
-from pipeline.volume import Volume
+from pipeline.storage.volume import Volume
 
 __all__ = ["KINDS", "Kind", "Request", "Style", "draw", "draw_readable", "find_kind", "format_of", "save"]
 

@@ -22,10 +22,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextToPath
 from numpy.typing import NDArray
 
-from pipeline.draft import check_place, draft_file
 from pipeline.errors import ConfigError
-from pipeline.ome import VoxelSize
-from pipeline.overlay import PALETTES, Palette
+from pipeline.storage.draft import check_place, draft_file
+from pipeline.storage.ome import VoxelSize
+from pipeline.views.overlay import PALETTES, Palette
 
 FORMATS = ("png", "svg", "pdf")
 FONT = "DejaVu Sans"  # comes with matplotlib, so that every machine draws the same letters

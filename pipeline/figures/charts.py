@@ -8,14 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from pipeline.comparison import average_precision, ceiling, curves, roc_auc
-from pipeline.confusion import Counts, scores
 from pipeline.figures.canvas import MARGIN, TEXT_PT, TITLE_PT, Page, Style, line_height, settings, wrapped
 from pipeline.figures.exhibit import Profile as Exhibit
 from pipeline.figures.pictures import NAMES
 from pipeline.figures.tryout import Distribution
-from pipeline.histogram import BACKGROUND, UNLABELLED, VESSEL
-from pipeline.profile import Profile, profile_of
+from pipeline.findings.profile import Profile, profile_of
+from pipeline.kernels.confusion import Counts, scores
+from pipeline.kernels.histogram import BACKGROUND, UNLABELLED, VESSEL
+from pipeline.methods.comparison import average_precision, ceiling, curves, roc_auc
 
 # Of Okabe and Ito, who chose them for every kind of colour vision; markers and dashes tell them apart, too.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#000000")

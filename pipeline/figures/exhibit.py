@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import MEASURES, Census, census
-from pipeline.confusion import SCORES, Counts
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.excerpt import Excerpt, read_excerpt, require_slice, spans
 from pipeline.figures.subject import Request, Subject, done_slices, find_subject, one_slice, truth_slices
+from pipeline.findings.census import MEASURES, Census, census
 from pipeline.geometry import Box, Grid, Triple
-from pipeline.keys import valid_tiles
-from pipeline.tables import RunTables, run_names
-from pipeline.volume import Volume
+from pipeline.kernels.confusion import SCORES, Counts
+from pipeline.storage.keys import valid_tiles
+from pipeline.storage.tables import RunTables, run_names
+from pipeline.storage.volume import Volume
+from pipeline.views.excerpt import Excerpt, read_excerpt, require_slice, spans
 
 WORST, BEST = 8, 4
 """Tiles of a gallery."""

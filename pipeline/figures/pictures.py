@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.confusion import SCORES, Counts, scores
-from pipeline.excerpt import Excerpt
 from pipeline.figures.canvas import (
     GAP,
     MARGIN,
@@ -33,8 +31,10 @@ from pipeline.figures.canvas import (
 from pipeline.figures.exhibit import Gallery, Sample, TileMap, View
 from pipeline.figures.subject import Subject
 from pipeline.figures.tryout import Trial
-from pipeline.histogram import TRUTH_UNLABELLED
-from pipeline.overlay import blend
+from pipeline.kernels.confusion import SCORES, Counts, scores
+from pipeline.kernels.histogram import TRUTH_UNLABELLED
+from pipeline.views.excerpt import Excerpt
+from pipeline.views.overlay import blend
 
 OVERVIEW_IN, OVERLAY_IN, MAP_IN = 4.5, 11.0, 7.0
 """Longer side of a picture in inches, at most: so fine a level of the pyramid is read."""

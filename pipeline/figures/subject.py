@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import Census, census, choose_run, compared_truths, latest_run
 from pipeline.errors import ConfigError, MissingInputError, RegionError
+from pipeline.findings.census import Census, census, choose_run, compared_truths, latest_run
 from pipeline.geometry import Box, Grid, Triple
-from pipeline.keys import valid_tiles
-from pipeline.recipe import Recipe
-from pipeline.tables import RunTables, run_names
-from pipeline.volume import Volume
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.keys import valid_tiles
+from pipeline.storage.tables import RunTables, run_names
+from pipeline.storage.volume import Volume
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import census
-from pipeline.comparison import ceiling, tile_counts
-from pipeline.confusion import Counts, scores
 from pipeline.errors import DamageError, MissingInputError
-from pipeline.excerpt import Excerpt, read_excerpt, require_slice
 from pipeline.figures.subject import Request, Subject, find_subject, one_slice, truth_slices
+from pipeline.findings.census import census
 from pipeline.geometry import Box, Grid
-from pipeline.histogram import TRUTH_VESSEL, UNLABELLED, WINDOWED_LEVELS, bin_tops, level_counts, rebin
-from pipeline.recipe import Recipe
-from pipeline.rendition import open_rendition
-from pipeline.scene import Scene
-from pipeline.tables import RunTables
-from pipeline.tally import valid_histograms
-from pipeline.threshold import LEVEL_OF
-from pipeline.volume import Volume
-from pipeline.window import covered_planes
+from pipeline.kernels.confusion import Counts, scores
+from pipeline.kernels.histogram import TRUTH_VESSEL, UNLABELLED, WINDOWED_LEVELS, bin_tops, level_counts, rebin
+from pipeline.kernels.tally import valid_histograms
+from pipeline.kernels.threshold import LEVEL_OF
+from pipeline.methods.comparison import ceiling, tile_counts
+from pipeline.segmentation.scene import Scene
+from pipeline.segmentation.window import covered_planes
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
+from pipeline.views.excerpt import Excerpt, read_excerpt, require_slice
+from pipeline.views.rendition import open_rendition
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from typing import TextIO
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from pipeline.confusion import Counts, scores
 from pipeline.events import BlockDone, BlocksSettled, Event, JobDone, JobsStarted, Started
+from pipeline.kernels.confusion import Counts, scores
 from pipeline.terminal.console import make_console
 
 PLAIN_EVERY_S = 5.0

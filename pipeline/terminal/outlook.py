@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.confusion_label import confusion_name
 from pipeline.machine import gb
-from pipeline.plan import Plan
 from pipeline.printable import printable
+from pipeline.segmentation.plan import Plan
+from pipeline.storage.confusion_label import confusion_name
 from pipeline.terminal.console import make_console
 
 SCOPES = {"smooth": "smoothed tile"}

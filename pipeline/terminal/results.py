@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.confusion import Macro
+from pipeline.findings.summary import Excluded, Summary
 from pipeline.geometry import Box
+from pipeline.kernels.confusion import Macro
 from pipeline.printable import printable
-from pipeline.summary import Excluded, Summary
 from pipeline.terminal.console import make_console
 
 if TYPE_CHECKING:  # the first loads SciPy's statistics, which a run does not need
-    from pipeline.choice import Choice
-    from pipeline.validate import Shape, Validation
+    from pipeline.checks.validate import Shape, Validation
+    from pipeline.methods.choice import Choice
 
 SHOWN_SCORES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "mcc": "MCC"}
 

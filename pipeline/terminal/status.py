@@ -11,9 +11,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.confusion import Counts, scores
+from pipeline.findings.summary import Summary
+from pipeline.kernels.confusion import Counts, scores
 from pipeline.printable import printable
-from pipeline.summary import Summary
 from pipeline.terminal.console import make_console
 from pipeline.terminal.outlook import recipe_words
 from pipeline.terminal.results import excluded_words, failure_lines, score_text

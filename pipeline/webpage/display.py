@@ -8,7 +8,7 @@ from shlex import join as join_words
 import numpy as np
 
 from pipeline.geometry import Triple
-from pipeline.overlay import PALETTES
+from pipeline.views.overlay import PALETTES
 from pipeline.webpage.gallery import Picture, Room
 from pipeline.webpage.markup import Markup, join, tag
 from pipeline.webpage.page import Page

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.census import compared_truths
-from pipeline.disk import disk_errors
-from pipeline.draft import check_outside, check_place, draft_file
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, PipelineError
-from pipeline.summary import Summary
-from pipeline.tables import RunTables, run_names
-from pipeline.volume import Volume
+from pipeline.findings.census import compared_truths
+from pipeline.findings.summary import Summary
+from pipeline.storage.disk import disk_errors
+from pipeline.storage.draft import check_outside, check_place, draft_file
+from pipeline.storage.tables import RunTables, run_names
+from pipeline.storage.volume import Volume
 from pipeline.webpage.layout import fill_template, render
 from pipeline.webpage.markup import Markup, bar, count, join, number, path_code, score, table, tag
 from pipeline.webpage.page import Page, gather

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import Census
-from pipeline.comparison import Candidate, Ranking, rank
-from pipeline.contest import METHODS, SCOPES, name_of
 from pipeline.errors import ConfigError
-from pipeline.histogram import WINDOWED_LEVELS
-from pipeline.recipe import Recipe
-from pipeline.scorecard import Scorecard, SliceRows
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.findings.census import Census
+from pipeline.kernels.histogram import WINDOWED_LEVELS
+from pipeline.methods.comparison import Candidate, Ranking, rank
+from pipeline.methods.contest import METHODS, SCOPES, name_of
+from pipeline.methods.scorecard import Scorecard, SliceRows
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)

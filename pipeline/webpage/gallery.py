@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import Census
-from pipeline.confusion import Counts
 from pipeline.errors import PipelineError
-from pipeline.excerpt import to_grey
+from pipeline.findings.census import Census
 from pipeline.geometry import Box, Triple, ceil_div
-from pipeline.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify
-from pipeline.pixels import encode_png, encode_webp
-from pipeline.rendition import open_rendition, read_compared
-from pipeline.volume import Volume
+from pipeline.images.pixels import encode_png, encode_webp
+from pipeline.kernels.confusion import Counts
+from pipeline.storage.volume import Volume
+from pipeline.views.excerpt import to_grey
+from pipeline.views.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify
+from pipeline.views.rendition import open_rendition, read_compared
 
 WORST, BEST, RANDOM = 50, 20, 20
 PICTURE_SIDE = 256
@@ -25,7 +25,7 @@ PICTURE_BYTES = 16_000
 
 _SEED = 20
 _QUALITIES = (70, 50, 30, 15, 5, 0)
-_MARKED = 5  # after the kinds of `pipeline.overlay`
+_MARKED = 5  # after the kinds of `views.overlay`
 _MARKED_COLOUR = (255, 140, 0)  # of a mask without a truth: none of those of a comparison
 
 
@@ -168,9 +168,9 @@ def encode_tile(grey: NDArray[np.uint8], found: NDArray[np.uint8], factor: int) 
 
 
 def classes(truth: NDArray[np.uint8] | None, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """What each voxel of a tile, (y, x), is: a kind of `pipeline.overlay`; or marked, where nothing is annotated.
+    """What each voxel of a tile, (y, x), is: a kind of `views.overlay`; or marked, where nothing is annotated.
 
-    A tile with some annotation shows none of the mask beside it, as `pipeline.overlay.overlay`.
+    A tile with some annotation shows none of the mask beside it, as `views.overlay.overlay`.
     """
     if truth is not None and (kinds := classify(truth, mask)).any():
         return kinds
@@ -180,7 +180,7 @@ def classes(truth: NDArray[np.uint8] | None, mask: NDArray[np.bool_]) -> NDArray
 def shrink_classes(found: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Bring squares of voxels together: the error with the most voxels shows, else a vessel, else the background.
 
-    As many of both errors show as missed, as in `pipeline.confusion_label`.
+    As many of both errors show as missed, as in `storage.confusion_label`.
     """
     if factor == 1:
         return found

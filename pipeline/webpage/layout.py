@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.comparison import LEAST_SLICES, Place, describe
-from pipeline.confusion import SCORES
-from pipeline.flags import Flag
+from pipeline.findings.summary import Summary
 from pipeline.geometry import Box
-from pipeline.summary import Summary
+from pipeline.kernels.confusion import SCORES
+from pipeline.kernels.flags import Flag
+from pipeline.methods.comparison import LEAST_SLICES, Place, describe
 from pipeline.webpage.account import image_quality, origin, outcome
 from pipeline.webpage.display import colour_filter, first_cell, picture_display, tile_display, view_line
 from pipeline.webpage.markup import Markup, bar, count, escape, facts, island, join, left_out, number, score, table, tag

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import Census, census
 from pipeline.errors import PipelineError
-from pipeline.flags import Flag, flag_tiles, flags_of, names_of, slice_distances, slice_medians
-from pipeline.histogram import bin_tops
-from pipeline.profile import Profile, profile_of
-from pipeline.summary import Summary, summarise_census
-from pipeline.tables import RunTables
-from pipeline.volume import Volume
+from pipeline.findings.census import Census, census
+from pipeline.findings.profile import Profile, profile_of
+from pipeline.findings.summary import Summary, summarise_census
+from pipeline.kernels.flags import Flag, flag_tiles, flags_of, names_of, slice_distances, slice_medians
+from pipeline.kernels.histogram import bin_tops
+from pipeline.storage.tables import RunTables
+from pipeline.storage.volume import Volume
 from pipeline.webpage.evidence import Evidence, find_evidence
 from pipeline.webpage.gallery import Room, make_gallery
 from pipeline.webpage.tilemap import TileMap, make_map
@@ -47,7 +47,7 @@ class Page:
     volume : dict
         Path, shape (z, y, x), dtype, voxel size in micrometres or None, slices that are there and are not.
     summary : Summary
-        As `pipeline.summary.summarise_census` gives it.
+        As `findings.summary.summarise_census` gives it.
     recipe : dict
         As it is stored.
     flagged : Flagged or None

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.comparison import average_precision, ceiling, curves, roc_auc
-from pipeline.histogram import BACKGROUND, UNLABELLED, VESSEL
+from pipeline.kernels.histogram import BACKGROUND, UNLABELLED, VESSEL
+from pipeline.methods.comparison import average_precision, ceiling, curves, roc_auc
 from pipeline.webpage.chart import Chart, legend, span
 from pipeline.webpage.markup import Markup, join, tag
 from pipeline.webpage.page import Page

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.census import NOT_COUNTED, Census
-from pipeline.confusion import SCORES, tile_scores
-from pipeline.flags import flag_tiles
+from pipeline.findings.census import NOT_COUNTED, Census
 from pipeline.geometry import ceil_div
-from pipeline.tables import Signal, Status
+from pipeline.kernels.confusion import SCORES, tile_scores
+from pipeline.kernels.flags import flag_tiles
+from pipeline.storage.tables import Signal, Status
 
 MAP_CELLS = 460_000
 """Cells of a map: the 447,440 tiles of a full volume fit; of smaller tiles, some share a cell."""
@@ -62,7 +62,7 @@ class TileMap:
     side : int
         Voxels along the side of a cell.
     columns : dict of Column
-        ``state``, a position in `STATES`; ``flags``, sums of `pipeline.flags.Flag`; ``level``, ``vessel`` (a part of
+        ``state``, a position in `STATES`; ``flags``, sums of `kernels.flags.Flag`; ``level``, ``vessel`` (a part of
         the voxels), ``mcc``; of few cells ``tp``, ``fp``, ``fn``, ``tn``. What a run does not have is left out.
     """
 

@@ -1,0 +1,1 @@
+"""Image files, in and out: slices of TIFF, PNG, JPEG and BMP, whatever program wrote them."""

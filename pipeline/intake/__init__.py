@@ -1,0 +1,1 @@
+"""Slices and labels into a volume, at once or as they arrive."""

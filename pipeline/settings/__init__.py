@@ -1,0 +1,1 @@
+"""What a run is asked to do: recipes and options, from Python or YAML, checked before anything starts."""

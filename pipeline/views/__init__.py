@@ -1,0 +1,1 @@
+"""What a person looks at, as pixels: parts of slices, overlays, the viewer, and images for other programs."""
