@@ -26,7 +26,8 @@ from skimage.filters import rank, threshold_otsu
 from sklearn.metrics import confusion_matrix
 from texture import TILE, slice_pair, tile_pair
 
-from pipeline.kernels.histogram import binarize, counts_above, joint_histogram, level_counts, otsu_level, otsu_levels
+from pipeline.kernels.histogram import counts_above, joint_histogram, level_counts, otsu_level, otsu_levels
+from pipeline.kernels.masks import binarize_tiles
 from pipeline.kernels.median import median_tile
 from pipeline.segmentation.denoise import denoiser
 from pipeline.segmentation.tile import TileRule, segment_tiles
@@ -165,10 +166,10 @@ def table_duels(tile: Array, truth: Array) -> Iterator[Duel]:
     yield Duel("joint histogram", "NumPy, histogram", count, binned)
     counts = level_counts(count())
     level = otsu_level(counts)
-    levels_of_tiles = np.array([level])
+    levels_of_tiles = np.array([[level]])
 
     def cut() -> Array:
-        binarize(tile, TILE, levels_of_tiles, mask)
+        binarize_tiles(tile, (0, 0), TILE, levels_of_tiles, mask)
         return mask
 
     yield Duel("mask", "NumPy", cut, lambda: np.where(tile > level, np.uint8(255), np.uint8(0)))
@@ -183,7 +184,7 @@ def table_duels(tile: Array, truth: Array) -> Iterator[Duel]:
 
         def level_and_mask() -> Array:
             joint_histogram(tile, None, other)
-            binarize(tile, TILE, otsu_levels(other[None]), mask)
+            binarize_tiles(tile, (0, 0), TILE, otsu_levels(other[None])[None], mask)
             return mask
 
         flags = cv2.THRESH_BINARY | cv2.THRESH_OTSU

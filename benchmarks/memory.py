@@ -20,7 +20,7 @@ from specimen import TRUTH, build_volume, volume_bytes, work_folder
 from texture import SHAPE
 
 from pipeline.geometry import Triple
-from pipeline.segmentation.plan import PROCESS_BYTES, task_bytes
+from pipeline.segmentation.budget import PROCESS_BYTES, task_bytes
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.store import SHARD
 from pipeline.storage.volume import Volume

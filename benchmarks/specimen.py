@@ -19,8 +19,8 @@ from pathlib import Path
 from command import kesm
 from texture import KESM_SLICE, slice_pair
 
+from pipeline.storage.extent import resize_volume
 from pipeline.storage.store import ShardedArray
-from pipeline.storage.tables import resize_volume
 from pipeline.storage.volume import Volume, staging_folder
 
 TRUTH = "groundtruth"

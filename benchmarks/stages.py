@@ -49,7 +49,7 @@ FUNCTIONS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("histogram", pipeline.segmentation.tile, ("joint_histograms", "rebin")),
     ("level", HistogramThreshold, ("levels",)),
     ("counts", pipeline.segmentation.tile, ("counts_above_levels",)),
-    ("mask", pipeline.segmentation.tile, ("binarize",)),
+    ("mask", pipeline.segmentation.tile, ("binarize_tiles",)),
     ("seams", pipeline.segmentation.tile, ("seam_pairs",)),
     ("pyramid", SliceWriter, ("reduce", "write_levels")),
     ("write", SliceWriter, ("write",)),

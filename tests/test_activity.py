@@ -51,8 +51,8 @@ def test_nobody_has_worked(tables):
 
 
 def test_running(tables):
-    assert tables.begin_attempt(attempt()) == 0
-    tables.beat(beat())
+    assert tables.journal.begin_attempt(attempt()) == 0
+    tables.journal.beat(beat())
     assert activity(tables, NOW) == Activity(
         name="otsu", recipe=Recipe().document(), state=State.RUNNING, attempt=0, user="alice", host="far", process=1234,
         engine="threads", started=ago(120), last_heard=ago(5), blocks=BLOCKS, voxels_per_s=31e7,
@@ -70,8 +70,8 @@ def test_running(tables):
     ],
 )
 def test_silence_of_another_machine(tables, age_s, state):
-    tables.begin_attempt(attempt())
-    tables.beat(beat(age_s=age_s))
+    tables.journal.begin_attempt(attempt())
+    tables.journal.beat(beat(age_s=age_s))
     found = activity(tables, NOW)
     assert (found.state, found.last_heard) == (state, ago(age_s))
     assert (found.eta_s is None) == (state is State.KILLED)
@@ -82,18 +82,18 @@ def test_silence_of_another_machine(tables, age_s, state):
     ("age_s", "state"), [(0, State.RUNNING), (STARTING_S, State.RUNNING), (STARTING_S + 1, State.KILLED)]
 )
 def test_one_that_starts_is_waited_for(tables, age_s, state):
-    tables.begin_attempt(attempt(started=ago(3600)))
-    tables.beat(beat(0, age_s=3))
-    assert tables.begin_attempt(attempt(started=ago(age_s))) == 1
+    tables.journal.begin_attempt(attempt(started=ago(3600)))
+    tables.journal.beat(beat(0, age_s=3))
+    assert tables.journal.begin_attempt(attempt(started=ago(age_s))) == 1
     found = activity(tables, NOW)
     assert (found.state, found.attempt, found.last_heard, found.blocks) == (state, 1, None, None)
 
 
 @pytest.mark.parametrize("ending", ["finished", "stopped", "failed: the disk is full"])
 def test_ended(tables, ending):
-    number = tables.begin_attempt(attempt())
-    tables.beat(beat())
-    tables.end_attempt(number, {"ended": ago(1), "ending": ending})
+    number = tables.journal.begin_attempt(attempt())
+    tables.journal.beat(beat())
+    tables.journal.end_attempt(number, {"ended": ago(1), "ending": ending})
     found = activity(tables, NOW)
     assert (found.state, found.ended, found.ending, found.eta_s) == (State.ENDED, ago(1), ending, None)
     assert (found.blocks, found.voxels_per_s) == (None, None)  # which were those of some seconds before
@@ -109,17 +109,17 @@ def dead_process() -> int:
 @pytest.mark.parametrize("said", [True, False], ids=["heard", "starting"])
 def test_process_of_this_machine_is_looked_for(tables, said):
     for process, state in ((os.getpid(), State.RUNNING), (dead_process(), State.KILLED)):
-        number = tables.begin_attempt(attempt(host=platform.node(), process=process, started=ago(1)))
+        number = tables.journal.begin_attempt(attempt(host=platform.node(), process=process, started=ago(1)))
         if said:
-            tables.beat(beat(number, age_s=1))
+            tables.journal.beat(beat(number, age_s=1))
         assert activity(tables, NOW).state is state
 
 
 def test_process_that_nobody_has_waited_for_is_dead(tables):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        number = tables.begin_attempt(attempt(host=platform.node(), process=process.pid))
-        tables.beat(beat(number))
+        number = tables.journal.begin_attempt(attempt(host=platform.node(), process=process.pid))
+        tables.journal.beat(beat(number))
         assert activity(tables, NOW).state is State.KILLED
 
 
@@ -128,8 +128,8 @@ def test_process_of_somebody_else_is_one(tables, monkeypatch):
         raise psutil.AccessDenied
 
     monkeypatch.setattr(psutil.Process, "status", denied)
-    tables.begin_attempt(attempt(host=platform.node(), process=os.getpid()))
-    tables.beat(beat())
+    tables.journal.begin_attempt(attempt(host=platform.node(), process=os.getpid()))
+    tables.journal.beat(beat())
     assert activity(tables, NOW).state is State.RUNNING
 
 
@@ -146,15 +146,15 @@ def test_process_of_somebody_else_is_one(tables, monkeypatch):
     ],
 )
 def test_rate_and_time_left_need_work(tables, said, rate, left_s):
-    tables.begin_attempt(attempt())
-    tables.beat(beat(**said))
+    tables.journal.begin_attempt(attempt())
+    tables.journal.beat(beat(**said))
     found = activity(tables, NOW)
     assert (found.voxels_per_s, found.eta_s) == (rate, left_s)
 
 
 def test_older_versions_have_recorded_less(tables):
-    tables.begin_attempt({"user": "alice"})
+    tables.journal.begin_attempt({"user": "alice"})
     assert activity(tables, NOW).state is State.KILLED  # nobody can tell since when it was not heard
-    tables.begin_attempt({"ended": ago(5), "ending": "finished"})
+    tables.journal.begin_attempt({"ended": ago(5), "ending": "finished"})
     found = activity(tables, NOW)
     assert (found.state, found.user, found.process, found.started) == (State.ENDED, None, None, None)

@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     tables = RunTables(volume, "otsu")
     row = (slice(1, 2), slice(0, 2), slice(0, 3))
     tables.status.write(row, Status.FAILED)
-    tables.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, *SHAPE[1:])), "a shard is missing")])
+    tables.journal.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, *SHAPE[1:])), "a shard is missing")])
     return volume
 
 

@@ -401,7 +401,7 @@ def test_user_without_a_name_can_run(brain, monkeypatch):
 
     monkeypatch.setattr("getpass.getuser", nameless)
     assert kesm("run", brain, "--region", "z=0:1").code == 0
-    assert RunTables(Volume(brain), "otsu").attempts()[-1]["user"] == str(os.getuid())
+    assert RunTables(Volume(brain), "otsu").journal.attempts()[-1]["user"] == str(os.getuid())
 
 
 # bad input: image files

@@ -26,17 +26,19 @@ from pipeline.errors import ConfigError, MissingInputError
 from pipeline.findings.summary import describe
 from pipeline.geometry import Box
 from pipeline.kernels.confusion import Counts
+from pipeline.segmentation.budget import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.segmentation.engine import ThreadRunner
-from pipeline.segmentation.plan import PROCESS_BYTES, make_plan, smallest_block, task_bytes
+from pipeline.segmentation.plan import make_plan
 from pipeline.segmentation.remainder import look_ahead
 from pipeline.segmentation.runs import run
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.confusion_label import ConfusionPyramid, add_weights, confuse, show, weigh, weight_type
+from pipeline.storage.extent import resize_volume
 from pipeline.storage.keys import levels_key, pyramid_key
 from pipeline.storage.painting import Painting
 from pipeline.storage.pyramid import Pyramid, level_shapes, reduce_label
 from pipeline.storage.store import ABSENT
-from pipeline.storage.tables import RunTables, Status, resize_volume
+from pipeline.storage.tables import RunTables, Status
 from pipeline.storage.volume import Volume, beside
 from pipeline.views.rendition import open_rendition
 from tests.builders import MAPPING, build_volume, run_config, textured

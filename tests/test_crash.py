@@ -48,7 +48,7 @@ def killed(volume: Volume, name: str, seed: int, kills: int) -> int:
 def check_goes_on(volume: Volume, name: str) -> None:
     assert run(run_config(volume, name, **RECIPE)).tiles.failed == 0
     assert_same_arrays(volume.path, name, "reference")
-    assert list(RunTables(volume, name).failures("groundtruth")) == []
+    assert list(RunTables(volume, name).journal.failures("groundtruth")) == []
     assert not beside(volume.path, "staging").exists()
     assert list(volume.path.rglob("*.partial")) == []
     again = run(run_config(volume, name, **RECIPE)).tiles
@@ -64,14 +64,14 @@ def test_killed_runs_go_on(volume: Volume) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_run_that_is_killed_while_it_replaces_another_goes_on(volume: Volume, seed: int) -> None:
     run(run_config(volume, "killed", **RECIPE | {"tile": 256}))
-    before = len(RunTables(volume, "killed").attempts())
+    before = len(RunTables(volume, "killed").journal.attempts())
     RunTables(volume, "killed").disown((0, 0, 0), "an old reason")
     chance = random.Random(seed)
     for kill_at in sorted(chance.sample(range(1, 60), 4)):
         start(volume.path, volume.path.with_name("log"), kill_at, name="killed", **RECIPE).join(60)
     assert run(run_config(volume, "killed", **RECIPE), replace=True).failures == []
     assert_same_arrays(volume.path, "killed", "reference")
-    assert len(RunTables(volume, "killed").attempts()) > before
+    assert len(RunTables(volume, "killed").journal.attempts()) > before
 
 
 @pytest.mark.slow
@@ -119,4 +119,4 @@ def test_run_of_a_dead_client_does_not_meddle_with_the_next(tmp_path: Path) -> N
         run(run_config(volume, "killed", cluster=address, **SLOW))
     run(run_config(volume, "reference", **SLOW))
     assert_same_arrays(volume.path, "killed", "reference")
-    assert [attempt.get("ending") for attempt in RunTables(volume, "killed").attempts()] == [None, "finished"]
+    assert [attempt.get("ending") for attempt in RunTables(volume, "killed").journal.attempts()] == [None, "finished"]

@@ -20,9 +20,10 @@ from pipeline.objects.derived import Cleaning, clean, slab_room
 from pipeline.segmentation.engine import ThreadRunner
 from pipeline.segmentation.runs import run
 from pipeline.settings.recipe import Recipe
+from pipeline.storage.extent import complete_resize
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.pyramid import reduce_label, reduced_levels
-from pipeline.storage.tables import RunTables, Status, run_lock, settle
+from pipeline.storage.tables import RunTables, Status, run_lock
 from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.command import kesm
@@ -273,7 +274,7 @@ def test_it_grows_with_the_volume(copy: Volume) -> None:
     for slices in (9, 6):  # as a process leaves it that is killed
         Ledger(copy.path / "slices" / "labels" / "clean").resize(slices)
         copy.label("clean").levels[0].resize(slices)
-        settle(Volume(copy.path))
+        complete_resize(Volume(copy.path))
         label, ledger = Volume(copy.path).derived("clean")
         assert (label.full.shape[0], ledger.lengths()) == (7, {7})
 

@@ -135,7 +135,7 @@ def test_second_run_does_nothing_and_a_new_truth_only_counts(volume: Volume, ref
     assert counted.tiles.reused == 0
     assert {shard: mask.shard_file(shard).stat().st_mtime_ns for shard in before} == before
     assert run(run_config(volume, "again")).tiles.reused == counted.tiles.total
-    assert len(RunTables(volume, "again").attempts()) == 2
+    assert len(RunTables(volume, "again").journal.attempts()) == 2
 
 
 def test_parts_of_slices_are_reused_and_made_again_one_by_one(volume: Volume, reference: Summary) -> None:

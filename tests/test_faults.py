@@ -17,12 +17,13 @@ import zarr
 from pipeline.errors import DamageError, StorageError, UnavailableError
 from pipeline.findings.summary import summarise
 from pipeline.geometry import Box
-from pipeline.segmentation.plan import PROCESS_BYTES, smallest_block, task_bytes
+from pipeline.segmentation.budget import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.segmentation.runs import run
 from pipeline.settings.recipe import Recipe
 from pipeline.storage import disk, store
+from pipeline.storage.extent import resize_volume
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.tables import RunTables, resize_volume
+from pipeline.storage.tables import RunTables
 from pipeline.storage.volume import Volume
 from tests.builders import MAPPING, build_volume, run_config
 from tests.crashing import assert_same_arrays

@@ -17,6 +17,7 @@ from skimage.filters import threshold_otsu
 from pipeline.errors import ShapeMismatchError
 from pipeline.kernels import histogram
 from pipeline.kernels.confusion import Counts
+from pipeline.kernels.masks import binarize_tiles
 
 TILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kesm-tile"
 TRUTH_VALUES = [histogram.TRUTH_BACKGROUND, histogram.TRUTH_VESSEL, histogram.TRUTH_UNLABELLED, 1]
@@ -175,7 +176,7 @@ def test_table_and_mask_give_the_same_counts(images, level, scale):
     level *= scale
     canvas = np.full((40, 50), 9, np.uint8)
     mask = canvas[3 : 3 + tile.shape[0], 4 : 4 + tile.shape[1]]
-    histogram.binarize(tile, max(1, *tile.shape), np.array([level]), mask)
+    binarize_tiles(tile, (0, 0), max(1, *tile.shape), np.array([[level]]), mask)
     np.testing.assert_array_equal(mask, np.where(tile > level, 255, 0))
     assert np.count_nonzero(canvas != 9) == mask.size
     counts = histogram.counts_above(count(tile, truth), level)
@@ -188,19 +189,6 @@ def test_counts_above_is_exact(dtype):
     table = np.ones((3, 256), dtype)
     table[histogram.VESSEL, 200] = big = min(np.iinfo(dtype).max, 2**60 + 1)
     assert histogram.counts_above(table, 199.5) == (int(big) + 55, 56, 200, 200)
-
-
-@pytest.mark.parametrize(
-    ("levels", "out", "message"),
-    [
-        (4, (4, 5), r"out: got shape \(4, 5\), the plane has \(4, 4\)"),
-        (3, (4, 4), r"the plane has \(4, 4\) and 4 tiles, the levels \(3,\)"),
-    ],
-    ids=["out", "levels"],
-)
-def test_binarize_refuses(levels, out, message):
-    with pytest.raises(ShapeMismatchError, match=message):
-        histogram.binarize(np.zeros((4, 4), np.uint8), 2, np.zeros(levels), np.zeros(out, np.uint8))
 
 
 @pytest.mark.parametrize(("first", "tiles"), [(-1, 1), (0, 7), (6, 1), (5, 2)])
@@ -231,55 +219,6 @@ def test_tiles_of_a_plane_are_as_each_by_itself(shape, annotated, dtype, side):
     assert levels.tolist() == [histogram.otsu_level(table.sum(axis=0)) for table in expected]
     counts = histogram.counts_above_levels(tables, levels)
     assert [tuple(row) for row in counts.tolist()] == list(map(histogram.counts_above, expected, levels))
-    mask = np.empty(shape, np.uint8)
-    histogram.binarize(plane, side, levels, mask)
-    for cut, level in zip(cuts, levels, strict=True):
-        np.testing.assert_array_equal(mask[cut], np.where(plane[cut] > level, 255, 0))
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    ends=st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(sorted),
-    narrow=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_rebin(ends, narrow, seed):
-    low, high = ends
-    high = min(high, low + 300) if narrow else high
-    tables = np.random.default_rng(seed).integers(0, 5, (2, 3, 65536), np.uint32)
-    bins = np.clip((np.arange(65536) - low) * 256 // (high - low + 1), 0, 255)
-    out = np.full((2, 3, 256), 77, np.uint32)
-    histogram.rebin(tables, (low, high), out)
-    np.testing.assert_array_equal(out, [[np.bincount(bins, row, 256) for row in table] for table in tables])
-
-
-@given(low=st.integers(0, 65535), width=st.integers(1, 65536), index=st.integers(-1, 255))
-def test_bin_top_is_the_last_level_of_a_bin(low, width, index):
-    high = min(low + width - 1, 65535)
-    grey = np.arange(low, high + 1)
-    below = grey[(grey - low) * 256 // (high - low + 1) <= index]
-    assert histogram.bin_top(index, (low, high)) == (-1 if index < 0 else below[-1] if below.size else low - 1)
-
-
-def test_rebin_leaves_256_levels_alone():
-    tables = np.arange(1536, dtype=np.uint32).reshape(2, 3, 256)
-    out = np.zeros_like(tables)
-    histogram.rebin(tables, (10, 20), out)
-    np.testing.assert_array_equal(out, tables)
-
-
-@pytest.mark.parametrize(
-    ("window", "shape", "error", "message"),
-    [
-        ((9, 8), (1, 3, 256), ValueError, "window: got 9 to 8, expected the lower level first"),
-        ((0, 8), (1, 3, 255), ShapeMismatchError, r"out: got shape \(1, 3, 255\), expected \(1, 3, 256\)"),
-        ((0, 8), (2, 3, 256), ShapeMismatchError, r"out: got shape \(2, 3, 256\), expected \(1, 3, 256\)"),
-    ],
-    ids=["window", "levels", "tiles"],
-)
-def test_rebin_refuses(window, shape, error, message):
-    with pytest.raises(error, match=message):
-        histogram.rebin(np.zeros((1, 3, 65536), np.uint32), window, np.zeros(shape, np.uint32))
 
 
 @pytest.mark.parametrize(
@@ -291,8 +230,6 @@ def test_rebin_refuses(window, shape, error, message):
             (2, 3, 65536),
             np.uint32,
         ),
-        (histogram._binarize, (np.uint8([[3, 4, 9]]), 1, np.array([3.5, -1, np.nan]), 256), (1, 3), np.uint8),
-        (histogram._rebin, (np.arange(60, dtype=np.uint32).reshape(3, 20), 4, 9), (3, 4), np.uint32),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, ExistsError, MemoryLimitError, MissingInputError, RegionError
-from pipeline.segmentation.plan import PROCESS_BYTES, choose_block, make_plan, parallelism, task_bytes
+from pipeline.segmentation.budget import PROCESS_BYTES, task_bytes
+from pipeline.segmentation.plan import make_plan
 from pipeline.segmentation.runs import run
 from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
@@ -36,18 +36,6 @@ def test_process_that_starts_the_others_needs_memory_too(full: Volume) -> None:
     )
     assert plan.tasks == 2
     assert plan.peak_bytes == 3 * PROCESS_BYTES + 2 * plan.task_bytes
-
-
-@pytest.mark.parametrize(
-    "block",
-    [(1, 8026, 17480), (1, 6144, 17480), (1, 2048, 17480), (1, 2048, 16384)],
-    ids=["whole slice", "rows of shards", "one row", "part of a row"],
-)
-def test_block_is_the_largest_that_fits(full: Volume, block: tuple[int, int, int]) -> None:
-    recipe = run_config(full, denoise={"method": "median", "size": [3, 3, 3]}).recipe
-    needed = task_bytes(full, recipe, block)
-    assert choose_block(full, recipe, needed) == block
-    assert np.prod(choose_block(full, recipe, needed - 1)) < np.prod(block)
 
 
 def test_levels_of_whole_slices_must_fit_whatever_the_block(full: Volume) -> None:
@@ -120,25 +108,3 @@ def test_plan_tells_what_is_slow(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (3, 64, 600))
     plan = make_plan(run_config(volume, denoise={"method": "median", "size": 7}))
     assert not plan.fast_filter
-
-
-@pytest.mark.parametrize(
-    ("cluster", "expected"),
-    [
-        ({"engine": "threads", "threads": 3}, (1, 3)),
-        ({"engine": "local", "workers": 3, "threads": 2}, (3, 2)),
-        ({"engine": "address", "address": "tcp://host:1"}, (1, 1)),
-    ],
-    ids=["threads", "local", "address"],
-)
-def test_parallelism_is_that_of_the_engine(full: Volume, cluster: dict[str, object], expected: tuple[int, int]) -> None:
-    assert parallelism(run_config(full, cluster=cluster)) == expected
-
-
-def test_memory_of_a_task_grows_with_type_and_window(full: Volume, tmp_path: Path) -> None:
-    deep = Volume.create(tmp_path / "deep.zarr", FULL, "uint16")
-    block = (1, 8026, 17480)
-    plain = task_bytes(full, run_config(full).recipe, block)
-    volumetric = run_config(full, denoise={"method": "median", "size": [3, 3, 3]}).recipe
-    assert task_bytes(deep, run_config(full).recipe, block) > plain + 2048 * 17480
-    assert task_bytes(full, volumetric, block) > plain + 2 * 2048 * 17480

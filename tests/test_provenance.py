@@ -59,11 +59,13 @@ def test_run_that_nobody_has_started(volume, tables):
 
 
 def test_attempts_are_told_as_they_were_recorded(volume, tables):
-    tables.end_attempt(tables.begin_attempt(BEGUN), ENDED)
-    tables.begin_attempt(BEGUN | {"user": "bob"})
-    tables.end_attempt(tables.begin_attempt(BEGUN), {"ended": BEGUN["started"], "ending": "failed: no\nroom"})
-    number = tables.begin_attempt(BEGUN | {"host": "far", "inputs": {"image": 16 * "1", "truth": 16 * "2"}})
-    tables.beat({"attempt": number, "time": (NOW - timedelta(seconds=3)).isoformat(), "every_s": 5.0})
+    tables.journal.end_attempt(tables.journal.begin_attempt(BEGUN), ENDED)
+    tables.journal.begin_attempt(BEGUN | {"user": "bob"})
+    tables.journal.end_attempt(
+        tables.journal.begin_attempt(BEGUN), {"ended": BEGUN["started"], "ending": "failed: no\nroom"}
+    )
+    number = tables.journal.begin_attempt(BEGUN | {"host": "far", "inputs": {"image": 16 * "1", "truth": 16 * "2"}})
+    tables.journal.beat({"attempt": number, "time": (NOW - timedelta(seconds=3)).isoformat(), "every_s": 5.0})
     document = provenance(volume, "otsu", NOW)
     check_document("provenance", json.loads(json.dumps(document)))
     assert [attempt["state"] for attempt in document["attempts"]] == ["ended", "killed", "ended", "running"]
@@ -74,8 +76,8 @@ def test_attempts_are_told_as_they_were_recorded(volume, tables):
 
 
 def test_page_can_be_read_by_people(volume, tables):
-    tables.end_attempt(tables.begin_attempt(BEGUN | {"recipe": Recipe(tile=256).document()}), ENDED)
-    tables.begin_attempt(BEGUN | {"packages": {"numpy": "2.2.0"}})
+    tables.journal.end_attempt(tables.journal.begin_attempt(BEGUN | {"recipe": Recipe(tile=256).document()}), ENDED)
+    tables.journal.begin_attempt(BEGUN | {"packages": {"numpy": "2.2.0"}})
     text = page(provenance(volume, "otsu", NOW))
     lines = text.splitlines()
     assert lines[:2] == [f"run otsu of {volume.path}", "recipe:"]
@@ -100,7 +102,9 @@ def test_page_can_be_read_by_people(volume, tables):
 
 
 def test_older_versions_have_recorded_less(volume, tables):
-    tables.end_attempt(tables.begin_attempt({"user": "alice"}), {"ended": ENDED["ended"], "ending": "finished"})
+    tables.journal.end_attempt(
+        tables.journal.begin_attempt({"user": "alice"}), {"ended": ENDED["ended"], "ending": "finished"}
+    )
     document = check_document("provenance", provenance(volume, "otsu"))
     assert (document["inputs"], document["packages"], document["truth"]) == (None, None, None)
     assert "  when: ? to 2026-03-04T18:00:07+01:00" in page(document).splitlines()
@@ -108,7 +112,7 @@ def test_older_versions_have_recorded_less(volume, tables):
 
 def test_truth_that_was_removed_is_still_named(volume, tables):
     tables.create_truth("gone")
-    tables.begin_attempt(BEGUN | {"truth": "gone"})
+    tables.journal.begin_attempt(BEGUN | {"truth": "gone"})
     tables.status.write((slice(0, 2),), Status.PENDING)
     document = check_document("provenance", provenance(volume, "otsu", NOW))
     assert (document["truth"], document["counts"]) == ("gone", None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.segmentation.plan import PROCESS_BYTES, make_plan, task_bytes
+from pipeline.segmentation.budget import PROCESS_BYTES, task_bytes
+from pipeline.segmentation.plan import make_plan
 from pipeline.segmentation.remainder import look_ahead
 from pipeline.segmentation.runs import run
 from pipeline.storage.tables import RunTables, Status

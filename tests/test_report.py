@@ -141,7 +141,7 @@ def test_failures_are_those_of_the_region(tmp_path):
     volume = build(tmp_path / "brain.zarr")
     run(RunConfig(volume=volume.path))
     tables = RunTables(volume, "otsu")
-    tables.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, *SHAPE[1:])), "shard 0/c/1/0/0 is missing")])
+    tables.journal.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, *SHAPE[1:])), "shard 0/c/1/0/0 is missing")])
     tables.status.write((slice(1, 2), slice(0, 2), slice(0, 3)), Status.FAILED)
     whole = check_document("run", summarise(volume, "otsu", None).document())
     assert whole["failures"] == [{"region": "z=1:2,y=0:600,x=0:1100", "reason": "shard 0/c/1/0/0 is missing"}]
@@ -318,7 +318,7 @@ def test_damaged_run_is_named_and_the_others_are_shown(copied, lost, shown):
 def test_tile_that_could_not_be_compared_has_failed(copied):
     tables = RunTables(copied, "otsu")
     tables.truth("traced").counts_key.write((slice(1, 2),), 0)
-    tables.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, 600, 512)), "shard of the truth")])
+    tables.journal.record_failure((1, 0, 0), [(Box((1, 0, 0), (2, 600, 512)), "shard of the truth")])
     tiles = summarise(copied, "otsu", "traced").tiles
     assert (tiles.done, tiles.failed, tiles.pending) == (12, 2, 4)
     tiles = summarise(copied, "otsu", None).tiles

@@ -108,7 +108,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     run(run_config(volume, tile=128, region="z=0:5"))
     run(RunConfig.model_validate({"volume": volume.path, "name": "bare", "tile": 128}))
     tables = RunTables(volume, "otsu")
-    tables.record_failure((5, 0, 0), [(Box((5, 0, 0), SHAPE), REASON)])
+    tables.journal.record_failure((5, 0, 0), [(Box((5, 0, 0), SHAPE), REASON)])
     tables.status.write((slice(5, 6),), Status.FAILED)
     return volume
 

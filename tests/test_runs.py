@@ -34,7 +34,7 @@ def test_attempts_are_appended_with_who_and_what(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
     run(run_config(volume, region="z=0:1"))
     run(run_config(volume))
-    first, second = RunTables(volume, "otsu").attempts()
+    first, second = RunTables(volume, "otsu").journal.attempts()
     assert first["region"] == "z=0:1,y=0:64,x=0:64"
     assert (first["ending"], second["ending"]) == ("finished", "finished")
     assert set(first["packages"]) >= {"kesm-pipeline", "zarr", "numpy", "python"}
@@ -58,7 +58,7 @@ def test_mask_says_how_it_was_made(tmp_path: Path) -> None:
     document = read_document(volume.path / "labels" / "otsu")
     assert document is not None
     provenance = document["kesm"]["provenance"]
-    assert provenance == RunTables(volume, "otsu").latest_attempt()
+    assert provenance == RunTables(volume, "otsu").journal.latest_attempt()
     assert provenance["recipe"] == RunTables(volume, "otsu").recipe
     assert provenance["counts"] == summary.document()["counts"]
     assert provenance["inputs"]["image"] == volume.slices.fingerprint()

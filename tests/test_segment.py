@@ -122,7 +122,7 @@ def test_task_that_was_overtaken_records_nothing(tmp_path: Path) -> None:
         run_block(late, (0, 0, 0))
     tables = RunTables(volume, "otsu")
     assert not tables.truth("groundtruth").counts_key.read().any()
-    assert list(tables.failures(None)) == []
+    assert list(tables.journal.failures(None)) == []
     assert run(run_config(volume)).counts == done.counts
 
 

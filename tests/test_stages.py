@@ -21,8 +21,9 @@ from pipeline.geometry import Box
 from pipeline.kernels.clahe import clahe
 from pipeline.kernels.correction import flat_field
 from pipeline.phantom import Phantom
+from pipeline.segmentation.budget import task_bytes
 from pipeline.segmentation.engine import ThreadRunner
-from pipeline.segmentation.plan import make_plan, task_bytes
+from pipeline.segmentation.plan import make_plan
 from pipeline.segmentation.runs import run, run_plan
 from pipeline.settings.config import LocalCluster, ThreadsCluster
 from pipeline.settings.configfile import load_config

@@ -160,7 +160,7 @@ def test_what_others_have_typed_drives_no_terminal(brain):
     tables = RunTables(Volume(brain), "otsu")
     words = ["kesm", "run", "[red]x[/red]\x1b[31m :skull:"]
     moment = datetime.now(UTC).isoformat(timespec="seconds")
-    number = tables.begin_attempt({"started": moment, "user": "[b]\x1b[2J", "host": "far", "command": words})
+    number = tables.journal.begin_attempt({"started": moment, "user": "[b]\x1b[2J", "host": "far", "command": words})
     for options in ([], ["--provenance", "otsu"]):
         text = kesm("status", brain, *options).out
         assert "[b]\ufffd[2J on far" in text

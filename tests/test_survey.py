@@ -17,7 +17,7 @@ from pipeline.kernels.histogram import otsu_level
 from pipeline.segmentation import survey
 from pipeline.segmentation.plan import make_plan
 from pipeline.segmentation.runs import run, run_plan
-from pipeline.segmentation.survey import Survey, settle, slice_counts
+from pipeline.segmentation.survey import Survey, decide_levels, slice_counts
 from pipeline.settings.config import LocalCluster, ThreadsCluster
 from pipeline.storage.tables import RunTables, Status
 from pipeline.storage.volume import Volume
@@ -153,7 +153,7 @@ def test_tile_without_signal_is_empty_where_its_slice_has_no_level(tmp_path: Pat
     volume = build_volume(tmp_path / "brain.zarr", (1, 16, 32))
     threshold = {"method": "minimum", "scope": scope, "min_contrast": 30, "on_no_signal": then}
     recipe = run_config(volume, tile=16, threshold=threshold).recipe
-    found = settle(survey_of([5.0, 7.0], [0, 9, 0, 0]), recipe, volume, None)  # of one value: no two maxima
+    found = decide_levels(survey_of([5.0, 7.0], [0, 9, 0, 0]), recipe, volume, None)  # of one value: no two maxima
     np.testing.assert_array_equal(found.levels, [[5.0, np.nan]])
     if scope == "smooth":
         assert found.surface is not None
@@ -164,9 +164,9 @@ def test_volume_without_a_level_is_empty_where_nothing_is_valid(volume: Volume) 
     threshold = {"scope": "volume", "min_contrast": 30}
     recipe = run_config(volume, threshold=threshold).recipe
     nothing = survey_of([np.nan, np.nan], [0, 0, 0, 0])
-    np.testing.assert_array_equal(settle(nothing, recipe, volume, None).levels, [[np.nan, np.nan]])
+    np.testing.assert_array_equal(decide_levels(nothing, recipe, volume, None).levels, [[np.nan, np.nan]])
     with pytest.raises(DamageError, match="the volume has no level yet; run again"):
-        settle(survey_of([1.0, 2.0], [3, 4, 0, 2]), recipe, volume, None)
+        decide_levels(survey_of([1.0, 2.0], [3, 4, 0, 2]), recipe, volume, None)
 
 
 @pytest.mark.parametrize("scope", ["slice", "smooth"])

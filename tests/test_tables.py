@@ -1,4 +1,4 @@
-"""Tables of a run on the tile grid: one chunk for one block, names, failures, attempts."""
+"""Tables of a run on the tile grid: one chunk for one block, names."""
 
 from __future__ import annotations
 
@@ -12,18 +12,7 @@ from pipeline.geometry import Box, Grid
 from pipeline.segmentation.runs import run
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.store import read_document
-from pipeline.storage.table import Table
-from pipeline.storage.tables import (
-    WINDOWED_LEVELS,
-    Grids,
-    RunTables,
-    Status,
-    quiet,
-    resize_volume,
-    run_lock,
-    run_names,
-    settle,
-)
+from pipeline.storage.tables import WINDOWED_LEVELS, Grids, RunTables, Status, quiet, run_lock, run_names
 from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
 
@@ -58,8 +47,8 @@ def test_an_empty_run(volume):
         assert not table.read().any()
     assert (tables.status.read() == Status.ABSENT).all()
     assert tables.truths() == []
-    assert list(tables.failures(None)) == []
-    assert tables.attempts() == []
+    assert list(tables.journal.failures(None)) == []
+    assert tables.journal.attempts() == []
 
 
 @pytest.mark.parametrize(
@@ -141,31 +130,6 @@ def test_a_run_is_opened_as_it_was_created(volume):
     assert tables.status.read().sum(axis=(1, 2)).tolist() == [0, 30 * Status.DONE, 0]
 
 
-def test_failures_are_kept_until_the_block_is_done(volume):
-    tables = create(volume, SHARDS)
-    corner, left, right = (Box((2, 2048, start), (3, 2100, stop)) for start, stop in ((0, 2048), (0, 512), (512, 1024)))
-    tables.record_failure((2, 1, 0), [(left, "first"), (right, "second")])
-    assert list(tables.failures(None)) == [(left, "first"), (right, "second")]
-    tables.record_failure((2, 1, 0), [(corner, "shard c/2/1/0 is missing")])
-    tables.record_failure((0, 0, 1), [(left, "other")])
-    assert list(tables.failures(None)) == [(left, "other"), (corner, "shard c/2/1/0 is missing")]
-    tables.clear_failure((0, 0, 1), None)
-    tables.clear_failure((0, 0, 1), None)
-    assert [box for box, _ in tables.failures(None)] == [corner]
-
-
-def test_attempts_stand_in_their_order_and_are_never_rewritten(volume):
-    tables = create(volume)
-    assert [tables.begin_attempt({"user": "me"}) for _ in range(12)] == list(range(12))
-    before = {path: path.read_bytes() for path in (volume.path / "runs").rglob("*.json")}
-    tables.end_attempt(3, {"ended": "now"})
-    attempts = RunTables(volume, "otsu").attempts()
-    assert [attempt["number"] for attempt in attempts] == list(range(12))
-    assert attempts[3] == {"number": 3, "user": "me", "ended": "now"}
-    assert "ended" not in attempts[4]
-    assert {path: path.read_bytes() for path in before} == before
-
-
 def test_block_that_is_disowned_is_failed_and_vouched_for_by_nothing(volume):
     tables = create(volume, SHARDS)
     truth = tables.create_truth("groundtruth")
@@ -173,7 +137,7 @@ def test_block_that_is_disowned_is_failed_and_vouched_for_by_nothing(volume):
         table.write((slice(0, 3),), Status.DONE)
     tables.disown((1, 0, 1), "its mask is damaged")
     cells = tables.grids.block_tiles((1, 0, 1))
-    assert list(tables.failures(None)) == [(tables.grids.blocks.box((1, 0, 1)), "its mask is damaged")]
+    assert list(tables.journal.failures(None)) == [(tables.grids.blocks.box((1, 0, 1)), "its mask is damaged")]
     assert (tables.status.read(cells.slices) == Status.FAILED).all()
     for table in (tables.mask_key, truth.counts_key):
         assert not table.read(cells.slices).any()
@@ -209,42 +173,13 @@ def test_all_tables_grow_with_the_volume(volume):
 def test_only_zarr_lies_in_a_run(volume):
     tables = create(volume)
     tables.create_truth("groundtruth").counts.write((slice(0, 1),), 1)
-    tables.record_failure((0, 0, 0), [(Box.whole(SHAPE), "x")])
-    tables.end_attempt(tables.begin_attempt({}), {})
-    tables.beat({})
+    tables.journal.record_failure((0, 0, 0), [(Box.whole(SHAPE), "x")])
+    tables.journal.end_attempt(tables.journal.begin_attempt({}), {})
+    tables.journal.beat({})
     for folder in ("tiles", "runs"):
         files = [path for path in (volume.path / folder).rglob("*") if path.is_file()]
         assert all(path.name == "zarr.json" or path.name.isdigit() for path in files)
         assert read_document(volume.path / folder) == {}
-
-
-def test_change_of_length_that_was_cut_off_is_completed(tmp_path):
-    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
-    run(run_config(volume))
-    RunTables(volume, "otsu").resize(5)  # killed before the image grew
-    volume.label("groundtruth").resize(5)
-    settle(Volume(volume.path))
-    tables = RunTables(volume, "otsu")
-    assert {tables.status.shape[0], tables.mask_key.shape[0], volume.label("groundtruth").full.shape[0]} == {2}
-    assert run(run_config(volume)).tiles.reused == 2
-    resize_volume(volume, 3)
-    assert {RunTables(Volume(volume.path), "otsu").status.shape[0], Volume(volume.path).shape[0]} == {3}
-    assert run(run_config(volume)).tiles.absent == 1
-
-
-@pytest.mark.parametrize("which", ["image", "truth"])
-@pytest.mark.parametrize("tables", [["mtime"], ["mtime", "shard_digest"]], ids=" ".join)
-def test_ledger_whose_growth_was_cut_off_is_read_and_completed(tmp_path, which, tables):
-    volume = build_volume(tmp_path / "brain.zarr", (2, 64, 64))
-    folder = volume.path / "slices" / ("image" if which == "image" else "labels/groundtruth")
-    for table in tables:
-        Table(folder / table).resize(5)
-    opened = Volume(volume.path)
-    ledger = opened.slices if which == "image" else opened.truth("groundtruth")[1]
-    assert ledger.present().tolist() == ([True, True] if which == "image" else [True, False])
-    assert len(ledger.shard_digests()) == 2
-    settle(Volume(volume.path))
-    assert {Table(folder / table).shape[0] for table in ("digest", "mtime", "shard_digest")} == {2}
 
 
 def test_run_that_was_killed_while_it_was_replaced_can_be_planned(tmp_path):

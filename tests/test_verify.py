@@ -21,8 +21,8 @@ from pipeline.checks.verify import Verified, slice_bytes, verify, verify_threads
 from pipeline.errors import StorageError, UnavailableError
 from pipeline.findings.summary import summarise
 from pipeline.geometry import Box
+from pipeline.segmentation.budget import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.segmentation.engine import ThreadRunner
-from pipeline.segmentation.plan import PROCESS_BYTES, smallest_block, task_bytes
 from pipeline.segmentation.runs import run
 from pipeline.settings.recipe import Recipe
 from pipeline.storage import disk
@@ -280,7 +280,7 @@ def test_damaged_tables_are_named_marked_and_made_again(
     verified = looked(volume)
     assert places(verified) == {str(file.relative_to(volume.path)) for file in files.values()}
     assert verified.marked == {"parts": len(files)}
-    reasons = " ".join(reason for _, reason in RunTables(volume, "parts").failures("groundtruth"))
+    reasons = " ".join(reason for _, reason in RunTables(volume, "parts").journal.failures("groundtruth"))
     assert all(str(file.relative_to(volume.path)) in reasons for file in files.values())
     assert summarise(volume, "parts", "groundtruth").tiles.failed == 16 + 4 + 4 + 1 + 16 + 16 + 4
     run(run_config(volume, "parts"))
@@ -605,7 +605,7 @@ def test_what_was_made_again_before_it_was_marked_is_no_difference(small: Volume
         return results
 
     assert verify(small, slowly).findings == ()
-    assert [reason for _, reason in tables.failures("groundtruth")] == ["by another verify"]
+    assert [reason for _, reason in tables.journal.failures("groundtruth")] == ["by another verify"]
 
 
 def test_storage_that_does_not_answer_costs_no_mask(small: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -620,7 +620,7 @@ def test_storage_that_does_not_answer_costs_no_mask(small: Volume, monkeypatch: 
     (finding,) = looked(small).findings
     assert (finding.place, finding.run) == ("labels/otsu/0/c/1/0/0", None)
     assert finding.reason == "the storage does not answer"
-    assert not list(RunTables(small, "otsu").failures("groundtruth"))
+    assert not list(RunTables(small, "otsu").journal.failures("groundtruth"))
 
 
 def refusing(plain: Callable[..., Any], refused: Path | int, error: Exception) -> Callable[..., Any]:
@@ -661,7 +661,7 @@ def test_what_is_refused_ends_nothing_and_costs_nothing(
     assert [found.array for found in others] == folders
     assert {(found.run, str(error) in found.reason) for found in others} == {(None, True)}
     assert (len(verified.findings), verified.marked, verified.notes) == (len(others) + 1, {"otsu": 1}, ())
-    assert not list(RunTables(small, "second").failures("groundtruth"))
+    assert not list(RunTables(small, "second").journal.failures("groundtruth"))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -721,10 +721,10 @@ def test_what_was_found_before_an_interrupt_is_marked(small: Volume) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         verify(small, interrupted, mark=False)
-    assert not list(RunTables(small, "otsu").failures("groundtruth"))
+    assert not list(RunTables(small, "otsu").journal.failures("groundtruth"))
     with pytest.raises(KeyboardInterrupt):
         verify(small, interrupted)
-    (failure,) = RunTables(small, "otsu").failures("groundtruth")
+    (failure,) = RunTables(small, "otsu").journal.failures("groundtruth")
     assert failure == (Box((0, 0, 0), (1, 600, 700)), "labels/otsu/0/c/0/0/0 is missing")
 
 

@@ -104,7 +104,7 @@ def test_confusion_is_shown_instead_of_what_it_is_made_of(judged):
     confusion = made.state("http://localhost")["layers"][3]
     assert confusion["segmentColors"] == {"1": "#00ffff", "2": "#ff00ff", "3": "#ffff00"}
     assert confusion["segments"] == ["1", "2", "3"]
-    RunTables(judged, "yen").begin_attempt({"started": "2999-01-01T00:00:00+00:00"})
+    RunTables(judged, "yen").journal.begin_attempt({"started": "2999-01-01T00:00:00+00:00"})
     made = make_view(judged)  # the run that was worked on last
     assert made.name == "yen"
     assert names(made.layers) == {

@@ -19,7 +19,7 @@ from pipeline.errors import ExistsError, PipelineError
 from pipeline.geometry import Box, Triple
 from pipeline.machine import fitting_threads, gb
 from pipeline.runner import Runner
-from pipeline.segmentation.plan import CODEC_SHARDS
+from pipeline.segmentation.budget import CODEC_SHARDS
 from pipeline.storage.store import ABSENT, SHARD
 from pipeline.storage.tables import run_lock, run_names
 from pipeline.storage.volume import Volume

@@ -13,8 +13,9 @@ from pipeline.errors import DamageError, MissingInputError
 from pipeline.figures.subject import Request, Subject, find_subject, one_slice, truth_slices
 from pipeline.findings.census import census
 from pipeline.geometry import Box, Grid
+from pipeline.kernels.bins import WINDOWED_LEVELS, bin_tops, rebin
 from pipeline.kernels.confusion import Counts, scores
-from pipeline.kernels.histogram import TRUTH_VESSEL, UNLABELLED, WINDOWED_LEVELS, bin_tops, level_counts, rebin
+from pipeline.kernels.histogram import TRUTH_VESSEL, UNLABELLED, level_counts
 from pipeline.kernels.tally import valid_histograms
 from pipeline.kernels.threshold import LEVEL_OF
 from pipeline.methods.comparison import ceiling, tile_counts

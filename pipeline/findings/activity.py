@@ -85,7 +85,7 @@ def activity(tables: RunTables, now: datetime | None = None) -> Activity:
         With a time zone.
     """
     # The heartbeat first: an attempt that starts in between is then one that was not heard yet.
-    beat, attempt, now = tables.heartbeat() or {}, tables.latest_attempt(), now or datetime.now(UTC)
+    beat, attempt, now = tables.journal.heartbeat() or {}, tables.journal.latest_attempt(), now or datetime.now(UTC)
     if attempt is None:
         return Activity(tables.name, tables.recipe)
     if beat.get("attempt") != attempt.get("number"):

@@ -266,7 +266,7 @@ def take_census(volume: Volume, tables: RunTables, truth: str | None, region: Bo
     if counts is not None:
         counts[~done] = 0
     window = grid.voxels(tiles)
-    failures = tuple((box, reason) for box, reason in tables.failures(truth) if (box & window).size)
+    failures = tuple((box, reason) for box, reason in tables.journal.failures(truth) if (box & window).size)
     present = volume.slices.present()[tiles.start[0] : tiles.stop[0], None, None]
     failed = _failed(grid, tiles, status, failures)
     now = np.select([done, ~present, failed], [Status.DONE, Status.ABSENT, Status.FAILED], Status.PENDING)
@@ -307,7 +307,7 @@ def latest_run(volume: Volume, names: Sequence[str]) -> str | None:
     """That of some runs which was worked on last, to the second; of equal ones the first; None of none."""
 
     def started(name: str) -> str:
-        return str((RunTables(volume, name).latest_attempt() or {}).get("started") or "")
+        return str((RunTables(volume, name).journal.latest_attempt() or {}).get("started") or "")
 
     return max(names, key=started, default=None)
 

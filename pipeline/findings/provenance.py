@@ -65,7 +65,7 @@ def provenance(volume: Volume, name: str, now: datetime | None = None) -> dict[s
 
 def _attempts(tables: RunTables, now: datetime) -> list[dict[str, Any]]:
     """Every attempt with what has become of it; only the latest can be at work, for a run has one worker at a time."""
-    beat, attempts = tables.heartbeat() or {}, tables.attempts()
+    beat, attempts = tables.journal.heartbeat() or {}, tables.journal.attempts()
     told = []
     for position, attempt in enumerate(attempts):
         heard = beat if beat.get("attempt") == attempt.get("number") else {}

@@ -16,9 +16,9 @@ from pipeline.findings.activity import Activity, activity
 from pipeline.findings.census import Census, compared_truths, take_census
 from pipeline.findings.inspection import tile_flags
 from pipeline.geometry import Box
+from pipeline.kernels.bins import bin_top
 from pipeline.kernels.confusion import Counts, Macro, Scores, Undefined, mean_scores, scores, sum_scores
 from pipeline.kernels.flags import NOTHING, Flag, count_flags, names_of
-from pipeline.kernels.histogram import bin_top
 from pipeline.settings.recipe import HistogramThreshold, Recipe
 from pipeline.storage.tables import RunTables, Signal, Status, run_names
 from pipeline.storage.volume import Volume

@@ -28,11 +28,12 @@ from pipeline.machine import fitting_threads
 from pipeline.runner import Runner
 from pipeline.settings.model import check_name
 from pipeline.storage.disk import disk_errors
+from pipeline.storage.extent import complete_resize, resize_volume
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.lock import locked
 from pipeline.storage.ome import VoxelSize
 from pipeline.storage.pyramid import Pyramid
-from pipeline.storage.tables import resize_volume, run_names, settle
+from pipeline.storage.tables import run_names
 from pipeline.storage.volume import Volume, beside, publish, staging_folder
 
 # Decoded slice, a decoder's own copy, a third for the pyramid, and what a decoder or a mapping may hold besides.
@@ -298,7 +299,7 @@ def changing(path: Path, what: str) -> Iterator[tuple[Volume, Path]]:
     found = Volume(path)
     with found.lock(), staging_folder(found.path, what) as staging, disk_errors(path):
         volume = Volume(path)
-        settle(volume)
+        complete_resize(volume)
         yield volume, staging
 
 

@@ -29,8 +29,9 @@ from pipeline.segmentation.engine import ThreadRunner
 from pipeline.segmentation.plan import make_plan
 from pipeline.segmentation.runs import run_plan
 from pipeline.settings.config import RunConfig, SyncOptions
+from pipeline.storage.extent import resize_volume
 from pipeline.storage.lock import locked, now
-from pipeline.storage.tables import quiet, resize_volume, run_names
+from pipeline.storage.tables import quiet, run_names
 from pipeline.storage.volume import Volume, beside
 
 

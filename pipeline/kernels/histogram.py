@@ -1,9 +1,9 @@
-"""Joint histograms of one tile by truth, and what is read from them: thresholds, counts at a level, narrower tables.
+"""Joint histograms of one tile by truth, and what is read from them: thresholds, and counts at a level.
 
 A joint table has one row of grey levels for each of background, vessel and not annotated voxels; it holds all that the
 threshold methods and the scores need, so no voxel is looked at twice. Measured on one core of an EPYC (Zen 4), per
 512x512 tile of 8 bit with truth: table 0.07 ms, or 0.15 where vessels are everywhere (``np.bincount`` of the three
-classes: 0.6); mask 0.01; Otsu's level 0.001. 16 bit: table 0.26 ms.
+classes: 0.6); Otsu's level 0.001. 16 bit: table 0.26 ms.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ BACKGROUND, VESSEL, UNLABELLED = 0, 1, 2
 
 TRUTH_BACKGROUND, TRUTH_VESSEL, TRUTH_UNLABELLED = 0, 255, 127
 """Voxel values of a truth label as it is stored; whatever is neither background nor vessel counts as not annotated."""
-
-WINDOWED_LEVELS = 256
-"""Levels of a stored table: all of an 8-bit volume, bins over a window of a 16-bit one."""
 
 
 Voxels = NDArray[Any]
@@ -348,106 +345,3 @@ def counts_above_levels(tables: NDArray[Any], levels: NDArray[np.float64]) -> ND
     for index in range(levels.size):
         counts[index] = counts_above(tables[index], levels[index])
     return counts
-
-
-def binarize(plane: NDArray[Any], side: int, levels: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
-    """Write 255 where a tile is above its level and 0 elsewhere, for all tiles that a plane is cut into.
-
-    Parameters
-    ----------
-    plane
-        ``(h, w)`` uint8 or uint16; copied, unless C-contiguous.
-    side
-        Of a tile, in voxels.
-    levels
-        ``(tiles,)`` float64 grey levels, in C order; NaN gives an empty mask.
-    out
-        Output, ``(h, w)`` uint8; through a copy, unless it is C-contiguous.
-
-    Raises
-    ------
-    ShapeMismatchError
-        The output has not the shape of the plane, or the levels are not those of its tiles.
-    """
-    tiles = count_tiles(plane.shape, side)
-    if out.shape != plane.shape or levels.shape != (tiles,):
-        raise ShapeMismatchError(
-            f"out: got shape {out.shape}, the plane has {plane.shape} and {tiles} tiles, the levels {levels.shape}"
-        )
-    target = out if out.flags.c_contiguous else np.empty(out.shape, np.uint8)
-    _binarize(np.ascontiguousarray(plane), side, levels, 1 << 8 * plane.itemsize, target)
-    if target is not out:
-        out[...] = target
-
-
-@kernel
-def _binarize(plane: Voxels, side: int, levels: NDArray[np.float64], end: int, out: NDArray[np.uint8]) -> None:
-    voxels, flat = plane.reshape(-1), out.reshape(-1)
-    for index in range(levels.size):
-        # Of integers, v > level where v > floor(level); both of one type, because only then the loop vectorises.
-        level = levels[index]
-        floor = plane.dtype.type(end - 1 if np.isnan(level) else min(max(level, 0), end - 1))
-        below = np.uint8(255) if level < 0 else np.uint8(0)
-        top, bottom, left, right = tile_bounds(index, plane.shape, side)
-        for y in range(top, bottom):
-            begin = np.uint64(y * plane.shape[1] + left)
-            for x in range(np.uint64(right - left)):
-                flat[begin + x] = np.uint8(255) if voxels[begin + x] > floor else below
-
-
-def rebin(tables: NDArray[np.uint32], window: tuple[int, int], out: NDArray[np.uint32]) -> None:
-    """Narrow the tables of 16-bit tiles to the 256 bins that are stored.
-
-    Parameters
-    ----------
-    tables
-        ``(tiles, 3, levels)`` uint32.
-    window
-        First and last grey level of the bins, both included; the outermost bins also take what lies beyond.
-    out
-        Output, ``(tiles, 3, 256)`` uint32. Level v counts in bin ``clip((v - low) * 256 // (high - low + 1), 0, 255)``;
-        tables that have 256 levels already are copied as they are.
-
-    Raises
-    ------
-    ShapeMismatchError
-        The output has not 256 levels, or another number of tiles.
-    ValueError
-        The window is empty.
-    """
-    low, high = window
-    if out.shape != (len(tables), 3, WINDOWED_LEVELS):
-        raise ShapeMismatchError(f"out: got shape {out.shape}, expected {(len(tables), 3, WINDOWED_LEVELS)}")
-    if high < low:
-        raise ValueError(f"window: got {low} to {high}, expected the lower level first")
-    if tables.shape == out.shape:
-        out[...] = tables
-    else:
-        _rebin(tables.reshape(-1, tables.shape[-1]), low, high - low + 1, out.reshape(-1, WINDOWED_LEVELS))
-
-
-@kernel
-def _rebin(rows: NDArray[np.uint32], low: int, width: int, out: NDArray[np.uint32]) -> None:
-    bins, levels = out.shape[1], rows.shape[1]
-    for row in range(out.shape[0]):
-        start = 0
-        for index in range(bins):
-            # The next bin starts at the lowest v with (v - low) * bins >= (index + 1) * width.
-            edge = low - (-(index + 1) * width) // bins
-            stop = levels if index == bins - 1 else min(max(edge, 0), levels)
-            total = 0
-            for level in range(start, stop):
-                total += rows[row, level]
-            out[row, index] = total
-            start = stop
-
-
-def bin_top(index: int, window: tuple[int, int]) -> int:
-    """Highest grey level of the window that `rebin` counts in a bin; -1, below every level, where the bin is -1."""
-    low, high = window
-    return -1 if index < 0 else low - (-(index + 1) * (high - low + 1)) // WINDOWED_LEVELS - 1
-
-
-def bin_tops(window: tuple[int, int]) -> NDArray[np.int64]:
-    """Highest grey level of each bin of a stored histogram, int64 (`WINDOWED_LEVELS`,)."""
-    return np.array([bin_top(index, window) for index in range(WINDOWED_LEVELS)], np.int64)

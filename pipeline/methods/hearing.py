@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.events import Observer
 from pipeline.findings.inspection import tile_flags
 from pipeline.geometry import Box
-from pipeline.kernels.histogram import bin_top
+from pipeline.kernels.bins import bin_top
 from pipeline.methods.comparison import (
     Candidate,
     Ceiling,

@@ -25,7 +25,7 @@ from pipeline.kernels.components import CONNECTIVITIES
 from pipeline.machine import allowed_bytes, gb
 from pipeline.objects.sieve import SPAN_BYTES, Sieve, Sifter, Verdict
 from pipeline.runner import Runner
-from pipeline.segmentation.plan import CODEC_SHARDS, PROCESS_BYTES
+from pipeline.segmentation.budget import CODEC_SHARDS, PROCESS_BYTES
 from pipeline.settings.model import check_name
 from pipeline.storage.ledger import Ledger, stretches
 from pipeline.storage.lock import now, whoami

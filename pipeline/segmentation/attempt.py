@@ -48,9 +48,9 @@ class Attempt:
 
     def __enter__(self) -> Attempt:
         self._beginning = self._describe()
-        self._number = self._tables.begin_attempt(self._beginning)
+        self._number = self._tables.journal.begin_attempt(self._beginning)
         self._volume.sign_mask(self._plan.name, {"number": self._number, **self._beginning})
-        self._tables.beat(self._heartbeat())
+        self._tables.journal.beat(self._heartbeat())
         self._heart.start()
         return self
 
@@ -80,7 +80,7 @@ class Attempt:
                     self._blocks["failed"] += event.failed
                     self._voxels += 0 if event.reused else event.voxels
         if isinstance(event, JobsStarted | BlocksSettled):
-            self._tables.beat(self._heartbeat())
+            self._tables.journal.beat(self._heartbeat())
         self._observer(event)
 
     def finish(self, summary: Summary) -> None:
@@ -92,13 +92,13 @@ class Attempt:
 
     def _end(self, ending: str) -> None:
         end = {"ended": now(), "ending": ending, **self._outcome}
-        self._tables.end_attempt(self._number, end)
+        self._tables.journal.end_attempt(self._number, end)
         self._volume.sign_mask(self._plan.name, {"number": self._number, **self._beginning, **end})
 
     def _beat_on(self) -> None:
         while not self._over.wait(BEAT_EVERY_S):
             with suppress(Exception):  # whatever keeps it from being written will end the run, or pass
-                self._tables.beat(self._heartbeat())
+                self._tables.journal.beat(self._heartbeat())
 
     def _heartbeat(self) -> dict[str, Any]:
         with self._lock:

@@ -50,14 +50,14 @@ class Bookkeeping:
         self.forget()
         self._empty(Status.FAILED)
         truth = self.job.truth if self.masked else None
-        self.handles.tables.record_failure(self.index, [(self.box, reason)], truth, trace)
+        self.handles.tables.journal.record_failure(self.index, [(self.box, reason)], truth, trace)
         return self.record(failed=np.ones(self.tiles.shape, np.bool_))
 
     def put_off(self, reason: str) -> NDArray[np.int64]:
         """Call the block failed, and leave what there is as it is: nobody could look at it."""
         self._check_licence()
         self.handles.tables.status.write(self.cells, Status.FAILED)
-        self.handles.tables.record_failure(self.index, [(self.box, reason)])
+        self.handles.tables.journal.record_failure(self.index, [(self.box, reason)])
         return self.record(failed=np.ones(self.tiles.shape, np.bool_))
 
     def leave_empty(self) -> NDArray[np.int64]:
@@ -66,7 +66,7 @@ class Bookkeeping:
             self._check_licence()
             self.forget()
             self._empty(Status.ABSENT)
-            self.handles.tables.clear_failure(self.index, self.job.truth)
+            self.handles.tables.journal.clear_failure(self.index, self.job.truth)
         record = np.zeros((*self.tiles.shape, len(Column)), np.int64)
         record[..., Column.ABSENT] = 1
         return record
@@ -170,11 +170,11 @@ class Bookkeeping:
             truth_tables.counts_key.write(self.cells, recorded)
             if self.handles.painting is not None and self.job.confusion:
                 self.handles.painting.record(self.index, results.painted, recorded)
-        tables.clear_failure(self.index, self.job.truth)
+        tables.journal.clear_failure(self.index, self.job.truth)
         if results.reasons:
             parts = [(self._around(found), why) for why, found in results.reasons.items()]
             mask_failed = results.shard_digest is not None and results.failed.any()
-            tables.record_failure(self.index, parts, None if mask_failed else self.job.truth)
+            tables.journal.record_failure(self.index, parts, None if mask_failed else self.job.truth)
         if results.shard_digest is not None:
             tables.status.write(self.cells, np.where(results.failed, Status.FAILED, Status.DONE))
             # last: a block with its key needs nothing any more

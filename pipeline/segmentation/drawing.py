@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pipeline.errors import DamageError
 from pipeline.geometry import Box, Grid
 from pipeline.kernels.cleaning import closing, fill_small_holes, opening, remove_small_objects
-from pipeline.kernels.levels import binarize_smooth, binarize_tiles
 from pipeline.kernels.local import local_mask
+from pipeline.kernels.masks import binarize_smooth, binarize_tiles
 from pipeline.scratch import scratch
 from pipeline.segmentation.classifier import load_classifier
 from pipeline.segmentation.denoise import padded

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import Box, Triple
-from pipeline.kernels.histogram import WINDOWED_LEVELS
+from pipeline.kernels.bins import WINDOWED_LEVELS
 from pipeline.kernels.quality import Measure
 from pipeline.segmentation.tile import TileRule, TileTables
 from pipeline.storage.tables import Signal

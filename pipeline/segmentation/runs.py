@@ -22,9 +22,10 @@ from pipeline.segmentation.record import Column
 from pipeline.settings.config import Cluster, RunConfig
 from pipeline.settings.recipe import HistogramThreshold
 from pipeline.storage.disk import disk_errors
+from pipeline.storage.extent import complete_resize
 from pipeline.storage.painting import Painting, prepare_painting, remove_painting
 from pipeline.storage.store import sweep_partial
-from pipeline.storage.tables import RunTables, run_lock, run_names, settle
+from pipeline.storage.tables import RunTables, run_lock, run_names
 from pipeline.storage.volume import Volume, beside, staging_folder
 
 
@@ -123,7 +124,7 @@ def _prepare(volume: Volume, plan: Plan) -> RunTables:
         elif plan.name not in volume.labels():  # its mask was removed by hand: the tables say which shards are lost
             shutil.rmtree(volume.path / "labels" / plan.name, ignore_errors=True)
             volume.create_mask(plan.name)
-        settle(volume)
+        complete_resize(volume)
         tables = RunTables(volume, plan.name)
         if (tables.recipe, tables.block) != (plan.recipe.document(), plan.block):
             raise ExistsError(f"{volume.path}: run {plan.name!r} was changed by another process meanwhile; run again")

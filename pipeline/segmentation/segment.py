@@ -29,7 +29,14 @@ from pipeline.segmentation.drawing import Drawing
 from pipeline.segmentation.job import Job, open_job
 from pipeline.segmentation.results import Results
 from pipeline.segmentation.scene import Scene
-from pipeline.segmentation.survey import TileLevels, scene_counts, scene_survey, settle, slice_counts, slice_survey
+from pipeline.segmentation.survey import (
+    TileLevels,
+    decide_levels,
+    scene_counts,
+    scene_survey,
+    slice_counts,
+    slice_survey,
+)
 from pipeline.segmentation.tile import Array, Given, TileRule, count_drawn, segment_tiles
 from pipeline.segmentation.window import CheckedShard, Lost, covered_planes
 from pipeline.settings.recipe import FixedThreshold, LocalThreshold
@@ -288,7 +295,7 @@ class _Block:
             survey = slice_survey(volume, recipe, self.z, tables.block, self._units)
         else:
             survey = scene_survey(scene, self.box, self._units)
-        return settle(survey, recipe, volume, tables.level)
+        return decide_levels(survey, recipe, volume, tables.level)
 
     def _rule(self, level: float | None) -> TileRule:
         """How a tile becomes a mask; with the grey levels that the stored histograms resolve, on the filtered scale."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.errors import DamageError
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.kernels.histogram import UNLABELLED, count_tiles, level_counts
-from pipeline.kernels.levels import Surface, fill_levels, signals
+from pipeline.kernels.levels import fill_levels, signals
+from pipeline.kernels.masks import Surface
 from pipeline.kernels.tally import valid_histograms
 from pipeline.scratch import scratch
 from pipeline.segmentation.scene import Scene
@@ -175,7 +176,7 @@ def scene_survey(scene: Scene, box: Box, units: Grid) -> Survey:
     return Survey(counts, *found)
 
 
-def settle(survey: Survey, recipe: Recipe, volume: Volume, volume_level: float | None) -> TileLevels:
+def decide_levels(survey: Survey, recipe: Recipe, volume: Volume, volume_level: float | None) -> TileLevels:
     """Decide which level each tile of a slice gets.
 
     A tile has no signal where its classes are too near, or it has no level of its own. Where levels are smooth,

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import ceil_div
+from pipeline.kernels.bins import WINDOWED_LEVELS, rebin
 from pipeline.kernels.compiled import kernel
-from pipeline.kernels.histogram import WINDOWED_LEVELS, binarize, counts_above_levels, joint_histograms, rebin
+from pipeline.kernels.histogram import counts_above_levels, joint_histograms
+from pipeline.kernels.masks import binarize_tiles
 from pipeline.kernels.quality import Floats, measure_tables, measure_voxels
 from pipeline.kernels.tally import count_mask, seam_pairs, valid_histograms
 from pipeline.scratch import scratch
@@ -126,9 +128,10 @@ def segment_tiles(
         vessel[some] = _voxels_above(tables, threshold[some])
         measure_tables(tables, measures[some])
         rebin(tables, rule.bins, histogram[some])
-    binarize(filtered, rule.side, threshold, mask)
+    levels = threshold.reshape(rows, columns)
+    binarize_tiles(filtered, (0, 0), rule.side, levels, mask)
     return TileTables(
-        threshold.reshape(rows, columns),
+        levels,
         counts.reshape(rows, columns, 4),
         histogram.reshape(rows, columns, 3, -1),
         seam_pairs(mask, rule.side).reshape(rows, columns, 4),

@@ -383,3 +383,8 @@ def open_array(path: Path) -> Any:
     except Exception as error:  # missing, foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
         raise_refusal(path, error)
         raise DamageError(f"{path}: is missing or cannot be opened ({error}); restore it from a copy") from error
+
+
+def group_names(folder: Path) -> list[str]:
+    """Names of the documents, groups and arrays in a folder."""
+    return sorted(entry.parent.name for entry in folder.glob("*/zarr.json"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,10 +18,11 @@ from typing import Any
 
 from pipeline.errors import MissingInputError
 from pipeline.geometry import Box, Grid, Triple
-from pipeline.kernels.histogram import WINDOWED_LEVELS
+from pipeline.kernels.bins import WINDOWED_LEVELS
 from pipeline.kernels.quality import Measure
+from pipeline.storage.journal import Journal
 from pipeline.storage.lock import locked
-from pipeline.storage.store import ABSENT, SHARD, create_document, read_document
+from pipeline.storage.store import ABSENT, SHARD, create_document, group_names, read_document
 from pipeline.storage.table import Table
 from pipeline.storage.volume import Volume, beside
 
@@ -153,6 +154,7 @@ class RunTables:
         self._path = volume.path / "tiles" / name
         self._documents = volume.path / "runs" / name
         self.grids = Grids.of(volume.shape, self.recipe["tile"], self.block)
+        self.journal = Journal(self._documents)
         self._truths: dict[str, TruthTables] = {}
 
     @classmethod
@@ -177,8 +179,7 @@ class RunTables:
         Table.create(path / "pyramid_key", cells[:1], "uint64", (1,))
         blocks = grids.blocks.cells
         Table.create(path / "grey", (*blocks, WINDOWED_LEVELS), "int64", (1, 1, 1, WINDOWED_LEVELS))
-        for documents in ("failures", "attempts"):
-            create_document(volume.path / "runs" / name / documents, {})
+        Journal.create(volume.path / "runs" / name)
         create_document(volume.path / "runs" / name, {"recipe": recipe, "block": list(block)})
         return cls(volume, name)
 
@@ -253,7 +254,7 @@ class RunTables:
 
     def truths(self) -> list[str]:
         """Names of the truths that the run was compared with."""
-        return _group_names(self._path / "truth")
+        return group_names(self._path / "truth")
 
     def truth(self, name: str) -> TruthTables:
         """Tables of the comparison with one truth."""
@@ -300,62 +301,8 @@ class RunTables:
     def disown(self, block: Triple, reason: str) -> None:
         """Call a block that was done failed, so that the next run makes it again."""
         self.take_back(block)
-        self.record_failure(block, [(self.grids.blocks.box(block), reason)])
+        self.journal.record_failure(block, [(self.grids.blocks.box(block), reason)])
         self.status.write(self.grids.block_tiles(block).slices, Status.FAILED)
-
-    def record_failure(
-        self, block: Triple, parts: Sequence[tuple[Box, str]], truth: str | None = None, trace: str = ""
-    ) -> None:
-        """Keep which voxels of a block failed, and why; with a truth, only their comparison with it has."""
-        document = {"truth": truth, "parts": [[part.start, part.stop, reason] for part, reason in parts]}
-        if trace:
-            document["traceback"] = trace
-        create_document(self._failure(block, truth), document)
-
-    def clear_failure(self, block: Triple, truth: str | None) -> None:
-        """Forget why a block, and its comparison with a truth, failed, once they are done."""
-        for folder in {self._failure(block, None), self._failure(block, truth)}:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def failures(self, truth: str | None) -> Iterator[tuple[Box, str]]:
-        """Voxels whose mask, or comparison with a truth, failed, and why."""
-        for name in _group_names(self._documents / "failures"):
-            document = read_document(self._documents / "failures" / name) or {}
-            for start, stop, reason in document.get("parts", []):
-                if document["truth"] in (None, truth):
-                    yield Box(tuple(start), tuple(stop)), reason
-
-    def begin_attempt(self, attempt: dict[str, Any]) -> int:
-        """Append who starts to work on the run, with what, and return the number of the attempt."""
-        known = _group_names(self._documents / "attempts")
-        number = int(known[-1]) + 1 if known else 0
-        create_document(self._attempt(number), {"number": number, **attempt})
-        return number
-
-    def end_attempt(self, number: int, outcome: dict[str, Any]) -> None:
-        """Append how an attempt ended, beside its beginning: neither is ever written again."""
-        create_document(self._attempt(number) / "end", outcome)
-
-    def attempts(self) -> list[dict[str, Any]]:
-        """Every attempt, oldest first; one that was killed, or is at work, has no ``ended``."""
-        return [self.attempt(name) for name in self.attempt_names()]
-
-    def attempt_names(self) -> list[str]:
-        """Names of the attempts, oldest first: their numbers with six digits."""
-        return _group_names(self._documents / "attempts")
-
-    def latest_attempt(self) -> dict[str, Any] | None:
-        """The last of them: there may be thousands."""
-        names = self.attempt_names()
-        return self.attempt(names[-1]) if names else None
-
-    def beat(self, heartbeat: dict[str, Any]) -> None:
-        """Replace what the process at work says of itself every few seconds."""
-        create_document(self._documents / "heartbeat", heartbeat)
-
-    def heartbeat(self) -> dict[str, Any] | None:
-        """What the process at work, or the last one, has said of itself."""
-        return read_document(self._documents / "heartbeat")
 
     def resize(self, slices: int) -> None:
         """Change the number of slices of every table."""
@@ -364,18 +311,6 @@ class RunTables:
             tables += self.truth(name).all
         for table in tables:
             table.resize(slices)
-
-    def _failure(self, block: Triple, truth: str | None) -> Path:
-        place = "-".join(map(str, block))
-        return self._documents / "failures" / (place if truth is None else f"{place}.{truth}")
-
-    def _attempt(self, number: int) -> Path:
-        return self._documents / "attempts" / f"{number:06d}"
-
-    def attempt(self, name: str) -> dict[str, Any]:
-        """What is recorded of the attempt of this name."""
-        folder = self._documents / "attempts" / name
-        return {**(read_document(folder) or {}), **(read_document(folder / "end") or {})}
 
 
 @contextmanager
@@ -407,31 +342,9 @@ def quiet(volume: Volume) -> Iterator[None]:
         yield
 
 
-def resize_volume(volume: Volume, slices: int) -> None:
-    """Give a volume, and the tables of its runs, this many slices; none of them is ever shorter than the image."""
-    shrinking = slices < volume.shape[0]
-    if shrinking:
-        volume.resize(slices)
-    for name in run_names(volume):
-        RunTables(volume, name).resize(slices)
-    if not shrinking:
-        volume.resize(slices)
-
-
-def settle(volume: Volume) -> None:
-    """Complete a change of the number of slices that was cut off: the image decides."""
-    lengths = {RunTables(volume, name).status.shape[0] for name in run_names(volume)}
-    lengths |= {volume.label(info.name).full.shape[0] for info in volume.own_labels()}
-    lengths |= volume.slices.lengths()
-    for info in volume.own_labels():
-        lengths |= volume.truth(info.name)[1].lengths() if info.kind == "truth" else set()
-    if lengths - {volume.shape[0]}:
-        resize_volume(volume, volume.shape[0])
-
-
 def run_names(volume: Volume) -> list[str]:
     """Names of all runs of a volume; one whose tables were removed is none."""
-    names = _group_names(volume.path / "runs")
+    names = group_names(volume.path / "runs")
     return [name for name in names if (volume.path / "tiles" / name / "status" / "zarr.json").is_file()]
 
 
@@ -443,10 +356,6 @@ def way_on(volume: Path, name: str) -> str:
 def has_documents(volume: Volume, name: str) -> bool:
     """Whether there was a run of this name, though its tables may be lost."""
     return (volume.path / "runs" / name / "zarr.json").is_file()
-
-
-def _group_names(folder: Path) -> list[str]:
-    return sorted(entry.parent.name for entry in folder.glob("*/zarr.json"))
 
 
 def _chunk(grids: Grids, cells: Grid) -> Triple:

@@ -301,7 +301,7 @@ class Volume:
         if shrinking:
             self.image.resize(slices)
         for info in self.own_labels():
-            # Before the voxels, whose length tells `settle` of a change that was cut off.
+            # Before the voxels, whose length tells `complete_resize` of a change that was cut off.
             if info.kind in ("truth", "derived"):
                 Ledger(self._label_ledger(info.name)).resize(slices)
             self.label(info.name).resize(slices)

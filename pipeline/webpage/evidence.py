@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.findings.census import Census
-from pipeline.kernels.histogram import WINDOWED_LEVELS
+from pipeline.kernels.bins import WINDOWED_LEVELS
 from pipeline.methods.comparison import Candidate, Ranking, rank
 from pipeline.methods.contest import METHODS, SCOPES, name_of
 from pipeline.methods.scorecard import Scorecard, SliceRows

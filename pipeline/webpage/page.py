@@ -13,8 +13,8 @@ from pipeline.errors import PipelineError
 from pipeline.findings.census import Census, census
 from pipeline.findings.profile import Profile, profile_of
 from pipeline.findings.summary import Summary, summarise_census
+from pipeline.kernels.bins import bin_tops
 from pipeline.kernels.flags import Flag, flag_tiles, flags_of, names_of, slice_distances, slice_medians
-from pipeline.kernels.histogram import bin_tops
 from pipeline.storage.tables import RunTables
 from pipeline.storage.volume import Volume
 from pipeline.webpage.evidence import Evidence, find_evidence
@@ -115,9 +115,9 @@ def gather(volume: Volume, name: str, truth: str | None) -> Page:
 def _attempts(tables: RunTables) -> list[dict[str, Any]]:
     """Every attempt that can be read, and of the others why not: what made a mask is not worth all the rest."""
     found: list[dict[str, Any]] = []
-    for name in tables.attempt_names():
+    for name in tables.journal.attempt_names():
         try:
-            found.append(tables.attempt(name))
+            found.append(tables.journal.attempt(name))
         except PipelineError as error:
             found.append({"number": int(name), "problem": str(error)})
     return found
