@@ -24,6 +24,7 @@ from pipeline.segmentation.engine import ThreadRunner
 from pipeline.segmentation.runs import run
 from pipeline.settings.config import RunConfig
 from pipeline.storage.disk import disk_errors
+from pipeline.storage.draft import check_outside
 from pipeline.storage.volume import Volume
 from pipeline.views.overlay import overlay
 
@@ -71,9 +72,12 @@ def run_demo(folder: Path, meter: Callable[[str], AbstractContextManager[Observe
 
     Raises
     ------
+    ConfigError
+        If the folder would lie inside a volume.
     ExistsError
         If the folder holds another volume, or is a file.
     """
+    check_outside(folder)
     demo, phantom = Demo(folder), Phantom()
     if folder.exists() and not folder.is_dir():
         raise ExistsError(f"{folder}: is a file; name another folder: kesm demo DIR")

@@ -217,9 +217,11 @@ def test_ingest_says_which_voxel_size_the_files_state(here):
     answer = kesm("ingest", "flat.tif", "--volume", "flat.zarr", "--json")
     assert check_document("ingest", answer.document)["voxel_size_um"] is None
     assert answer.err.startswith(
-        "note: flat.tif states voxels of 0.7 x 0.6 um (y, x) and no z, so that no size is stored; "
-        "give --voxel-size Z,0.7,0.6\n"
+        "note: flat.tif states voxels of ? x 0.7 x 0.6 um (z, y, x), so that no size is stored; "
+        "say all of it with --voxel-size Z,Y,X\n"
     )
+    again = kesm("ingest", "flat.tif", "--volume", "flat.zarr")
+    assert again.code == 2
     given = kesm("ingest", "flat.tif", "--volume", "given.zarr", "--voxel-size", "1,0.7,0.6", "--json")
     assert check_document("ingest", given.document)["voxel_size_um"] == [1, 0.7, 0.6]
     save("whole.tif", GREY, ome=True, metadata={"axes": "YX", "PhysicalSizeZ": 1.5} | sizes)
@@ -228,7 +230,7 @@ def test_ingest_says_which_voxel_size_the_files_state(here):
     label = kesm("ingest", save("truth.tif", GREY, ome=True, metadata={"axes": "YX", "PhysicalSizeZ": 9} | sizes),
                  "--volume", "whole.zarr", "--label", "gt", "--vessel-above", "99.5", "--start-z", "0")  # fmt: skip
     assert label.code == 0
-    for silent in (given, answer, label):
+    for silent in (again, given, answer, label):
         assert "note:" not in silent.err
 
 

@@ -432,7 +432,7 @@ def test_stopped_half_way_nothing_is_left(volume: Volume) -> None:
 
 def test_what_a_killed_process_has_left_is_swept(volume: Volume, expected: Mask) -> None:
     before = parts_of(volume)
-    label, _ = volume.create_derived("clean")
+    label, _ = volume.create_derived("clean", "otsu")
     left = volume.staging / "clean"
     left.mkdir(parents=True)
     label.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), left)

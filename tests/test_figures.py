@@ -406,6 +406,22 @@ def test_voxels_outside_of_the_valid_area_are_not_compared(partly):
     assert "not annotated, or not valid: the plain image" in words
 
 
+def test_methods_are_tried_on_valid_voxels_alone(partly):
+    volume, truth = partly
+    trial = read_trial(volume, Request("partly", "groundtruth", z=2), 1)
+    part = trial.subject.box.slices
+    np.testing.assert_array_equal(trial.excerpt.truth, truth[part][0])
+    tiles = [truth[2, y : y + SIDE, x : x + SIDE] for y in range(0, SHAPE[1], SIDE) for x in range(0, SHAPE[2], SIDE)]
+    assert (truth[part] == 255).sum() == max((tile == 255).sum() for tile in tiles)
+
+
+@pytest.mark.parametrize("partly", ["label"], indirect=True)
+def test_tile_of_which_nothing_is_valid_cannot_be_tried(partly):
+    volume, _ = partly
+    with pytest.raises(MissingInputError, match=r"no method finds a level in .*, as nothing of it is valid"):
+        read_trial(volume, Request("partly", "groundtruth", at=(2, SHAPE[1] - 1, SHAPE[2] - 1)), 1)
+
+
 def test_coarse_pixels_are_compared_by_their_valid_voxels(partly):
     volume, truth = partly
     mask, request = voxels(volume, "partly"), Request("partly", "groundtruth", z=2, level=1)

@@ -412,9 +412,9 @@ def test_names_are_printed_as_they_are_and_drive_no_terminal():
 def test_blocks_that_failed_alike_have_one_line():
     boxes = [Box((z, 0, 0), (z + 1, 2, 3)) for z in range(5)]
     failures = [(box, "dark" if z == 2 else "no room") for z, box in enumerate(boxes)]
-    lines = ["z=0:1,y=0:2,x=0:3: no room (and 3 more blocks)", "z=2:3,y=0:2,x=0:3: dark"]
+    lines = ["z=0:1,y=0:2,x=0:3: no room (and 3 more places)", "z=2:3,y=0:2,x=0:3: dark"]
     assert failure_lines(failures) == lines
-    assert failure_lines(failures[:2]) == ["z=0:1,y=0:2,x=0:3: no room (and 1 more block)"]
+    assert failure_lines(failures[:2]) == ["z=0:1,y=0:2,x=0:3: no room (and 1 more place)"]
     text = shown(result(failures=failures))
     assert [line for line in text.splitlines() if "failed:" in line] == [f"failed: {line}" for line in lines]
     stream = io.StringIO()

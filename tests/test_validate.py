@@ -69,6 +69,28 @@ def add_foreign(volume: Volume, values: NDArray[Any], name: str = "napari", leve
     volume.publish_label(name)
 
 
+@pytest.mark.parametrize("by", ["label", "padding"])
+def test_run_with_a_valid_area_is_compared_as_it_was_scored(narrow: Volume, by: str) -> None:
+    area = np.random.default_rng(3).choice(np.array([0, 255], np.uint8), narrow.shape)
+    narrow.staging.mkdir()
+    label, ledger = narrow.create_truth("inside", MAPPING)
+    for z, plane in enumerate(area):
+        ledger.record(z, label.write_slice(z, plane, narrow.staging), f"{z}.png", 0)
+    narrow.publish_label("inside")
+    narrow.staging.rmdir()
+    valid = (
+        {"label": "inside"} if by == "label" else {"padding": int(narrow.image.full.read(Box.whole((1, 9, 9))).max())}
+    )
+    summary = run(run_config(narrow, "partly", valid=valid))
+    assert kesm("clean", narrow.path, "--name", "partly", "--out", "same", "--min-size", "1").code == 0
+    for mask in ("partly", "same"):
+        document = answered(narrow, "--mask", mask, "--truth", "groundtruth")
+        assert summary.counts is not None
+        assert document["counts"] == asdict(summary.counts)
+    everything = kesm("validate", narrow.path, "--mask", "groundtruth", "--truth", "groundtruth", "--json").document
+    assert everything["annotated"] > document["annotated"] > 0
+
+
 def answered(volume: Volume, *words: object, code: int = 0) -> dict[str, Any]:
     answer = kesm("validate", volume.path, *words, "--json")
     assert answer.code == code, answer

@@ -136,7 +136,7 @@ def test_confusion_with_another_truth_is_not_shown(mine):
 
 
 def test_name_alone_makes_no_confusion(mine):
-    mine.create_derived("yen-confusion")
+    mine.create_derived("yen-confusion", "yen")
     mine.publish_label("yen-confusion")
     shown = names(make_view(mine, "yen").layers)
     assert (shown["yen"], shown["yen-confusion"]) == (("mask", True), ("other", False))

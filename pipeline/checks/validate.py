@@ -35,6 +35,7 @@ from pipeline.storage.pyramid import Pyramid
 from pipeline.storage.store import ABSENT, SHARD, ShardedArray, open_array, read_document
 from pipeline.storage.tables import RunTables, Status, run_names
 from pipeline.storage.volume import Volume
+from pipeline.views.rendition import open_outside
 
 TILE = 512  # that of a run, unless its recipe says otherwise
 SHAPE_BYTES = {"boundary": 2, "cl_dice": 6}  # of a voxel of a slice: both labels; one that is thinned, and its copies
@@ -57,7 +58,28 @@ class Label:
 
 
 def open_label(volume: Volume, name: str, is_truth: bool) -> Label:
-    """Return a label of a volume, of the shape of its image, as the truth or as the mask of a comparison."""
+    """Return a label of a volume, of the shape of its image, as the truth or as the mask of a comparison.
+
+    Outside of the valid area of its run, if it has one, nothing is known: so a run is scored, too.
+    """
+    label, outside = _open_whole(volume, name, is_truth), open_outside(volume, name)
+    if outside is None:
+        return label
+
+    def open_slice(z: int) -> Read | None:
+        read = label.open(z)
+        return None if read is None else lambda part: _read_valid(read, outside, part)
+
+    return Label(name, open_slice)
+
+
+def _read_valid(read: Read, outside: Callable[[Box], NDArray[np.bool_]], part: Box) -> Plane:
+    plane = read(part)
+    plane[outside(part)] = TRUTH_UNLABELLED
+    return plane
+
+
+def _open_whole(volume: Volume, name: str, is_truth: bool) -> Label:
     label, kind = volume.label(name), volume.labels()[name].kind
     if kind in ("truth", "derived"):
         return _recorded_label(volume, name, volume.truth(name) if kind == "truth" else volume.derived(name), is_truth)

@@ -57,7 +57,7 @@ def ingest(
         pages = find_pages(slices, channel)
         each = pages[0].shape[0] * pages[0].shape[1] * (2 if pages[0].dtype == "uint16" else 1)
         workers = ingest_threads(pages[0], threads or available_cpus())
-        if label is None and size is None and not append:
+        if label is None and size is None and not volume.exists():
             say_flat(pages)
         with Meter(label or "image", unit_bytes=each) as meter:
             runner = ThreadRunner(workers, meter)
@@ -84,16 +84,12 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
 
 
 def say_flat(pages: Sequence[Page]) -> None:
-    """Say that files state the size of a voxel in the plane only, which is not stored."""
-    from pipeline.images.calibration import find_flat
+    """Say that files state the size of a voxel in the plane only."""
+    from pipeline.images.calibration import flat_note
 
-    page = find_flat(pages)
-    if page is not None and page.stated_um is not None:
-        _, y, x = page.stated_um
-        say(
-            f"note: {page.path.name} states voxels of {y:g} x {x:g} um (y, x) and no z, so that no size is stored; "
-            f"give --voxel-size Z,{y:g},{x:g}"
-        )
+    note = flat_note(pages, "--voxel-size Z,Y,X")
+    if note is not None:
+        say(f"note: {note}")
 
 
 def show_ingested(done: Ingested, as_json: bool) -> None:

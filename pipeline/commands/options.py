@@ -83,13 +83,12 @@ def configure(
 def with_truth(config: RunConfig) -> RunConfig:
     """Configuration of what needs a truth: with that which it names, or the only one of its volume."""
     from pipeline.errors import MissingInputError
-    from pipeline.findings.census import only_truth
     from pipeline.storage.volume import Volume
 
     volume = Volume(config.volume)
     if config.truth is not None:
         return config
-    truth = only_truth(volume)
+    truth = volume.only_truth()
     if truth is None:
         raise MissingInputError(
             f"{volume.path}: has no truth; bring one in with `kesm ingest FILES --volume {volume.path} --label NAME`"

@@ -74,7 +74,9 @@ def log_round(outcome: Synced | Exception, as_json: bool) -> None:
 
 
 def say_notes(synced: Synced) -> None:
-    """Say which files a round has not taken, and why."""
+    """Say which files a round has not taken, and why, and what else there is to know."""
+    if synced.note is not None:
+        say(f"note: {synced.note}")
     for what, notes in (("waiting", synced.waiting), ("set aside", synced.set_aside)):
         for note in notes:
             say(f"{what}: {note.file}: {note.reason}")

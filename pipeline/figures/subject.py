@@ -109,8 +109,7 @@ class Subject:
             If there are several, or none.
         """
         if self.truth is None:
-            if known := self.volume.truths():
-                raise ConfigError(f"{self.volume.path}: has the truths {', '.join(known)}; choose one with --truth")
+            self.volume.only_truth()  # refuses several
             raise MissingInputError(
                 f"{self.volume.path}: has no truth, which this figure needs; add one with "
                 f"`kesm ingest FILES --volume {self.volume.path} --label groundtruth`"

@@ -15,7 +15,7 @@ from pipeline.findings.census import census
 from pipeline.geometry import Box, Grid
 from pipeline.kernels.bins import WINDOWED_LEVELS, bin_tops, rebin
 from pipeline.kernels.confusion import Counts, scores
-from pipeline.kernels.histogram import TRUTH_VESSEL, UNLABELLED, level_counts
+from pipeline.kernels.histogram import TRUTH_UNLABELLED, TRUTH_VESSEL, UNLABELLED, level_counts
 from pipeline.kernels.tally import valid_histograms
 from pipeline.kernels.threshold import LEVEL_OF
 from pipeline.methods.comparison import ceiling, tile_counts
@@ -25,7 +25,7 @@ from pipeline.settings.recipe import Recipe
 from pipeline.storage.tables import RunTables
 from pipeline.storage.volume import Volume
 from pipeline.views.excerpt import Excerpt, read_excerpt, require_slice
-from pipeline.views.rendition import open_rendition
+from pipeline.views.rendition import read_compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,13 @@ def read_trial(volume: Volume, request: Request, pixels: int) -> Trial:  # noqa:
     truth = subject.truth if there or request.truth is not None else None
     excerpt = read_excerpt(volume, subject.box, 1, 0, truth)
     filtered, table, valid = _filtered(volume, recipe, subject.box, excerpt.truth)
+    if valid is not None and excerpt.truth is not None:
+        excerpt = replace(excerpt, truth=np.where(valid != 0, excerpt.truth, np.uint8(TRUTH_UNLABELLED)))
     levels: dict[str, float] = method_levels(table)
+    if not levels:
+        raise MissingInputError(
+            f"{volume.path}: no method finds a level in {subject.where}, as nothing of it is valid; choose another --at"
+        )
     best = ceiling(table)
     if best is not None:
         levels["best there is"] = best.level
@@ -172,7 +178,7 @@ def _one_tile(subject: Subject, request: Request, side: int) -> Box:
     _, rows, columns = tiles.shape
     chosen = (z, tiles.start[1] + rows // 2, tiles.start[2] + columns // 2)
     if subject.truth is not None and subject.volume.truth(subject.truth)[1].present()[z]:
-        traced = open_rendition(subject.volume, subject.truth).read(grid.voxels(tiles))
+        traced = read_compared(subject.volume, subject.truth, subject.name, grid.voxels(tiles))
         first = grid.voxels(tiles).start
         found = {cell: (traced[grid.box(cell).relative_to(first).slices[1:]] == TRUTH_VESSEL).sum() for cell in tiles}
         if max(found.values()):

@@ -338,20 +338,6 @@ def choose_truth(volume: Volume, run: str, named: str | None) -> str | None:
     return known[0] if known else None
 
 
-def only_truth(volume: Volume) -> str | None:
-    """The one truth of a volume; None without any.
-
-    Raises
-    ------
-    ConfigError
-        If there are several.
-    """
-    known = volume.truths()
-    if len(known) > 1:
-        raise ConfigError(f"{volume.path}: has the truths {', '.join(known)}; choose one with --truth")
-    return known[0] if known else None
-
-
 def _require_compared(volume: Volume, tables: RunTables, truth: str) -> None:
     if truth not in tables.truths():
         known = ", ".join(tables.truths()) or "none yet"

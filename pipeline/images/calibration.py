@@ -96,14 +96,16 @@ def is_same_size(stated: StatedSize, size: VoxelSize) -> bool:
     return all(one is None or isclose(one, other, rel_tol=_ROUNDING) for one, other in zip(stated, size, strict=True))
 
 
-def find_flat(pages: Sequence[Page]) -> Page | None:
-    """First page whose file states the size of a voxel along y and x; None if one states it along z as well."""
-    flat = None
-    for page in pages:
-        if page.stated_um is not None and page.stated_um[0] is not None:
-            return None
-        flat = flat or (page if page.stated_um else None)
-    return flat
+def flat_note(pages: Sequence[Page], option: str) -> str | None:
+    """What to tell where files state the size of a voxel along y and x, and none along z, so that no size is stored."""
+    stated = [page for page in pages if page.stated_um is not None]
+    if not stated or any(page.stated_um and page.stated_um[0] is not None for page in stated):
+        return None
+    z, y, x = stated[0].stated_um or (None, 0, 0)
+    return (
+        f"{stated[0].path.name} states voxels of {_show((z, y, x))} um (z, y, x), so that no size is stored; say all "
+        f"of it with {option}"
+    )
 
 
 def _side(pixels_per_unit: object) -> float | None:

@@ -28,6 +28,7 @@ from pipeline.machine import fitting_threads
 from pipeline.runner import Runner
 from pipeline.settings.model import check_name
 from pipeline.storage.disk import disk_errors
+from pipeline.storage.draft import check_outside
 from pipeline.storage.extent import complete_resize, resize_volume
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.lock import locked
@@ -90,11 +91,14 @@ def making(
 
     Raises
     ------
+    ConfigError
+        If it would lie inside another one.
     MissingInputError
         If the folder that it is for does not exist.
     LockedError
         If another process makes it.
     """
+    check_outside(path)
     with _claimed(path), staging_folder(path, "ingest-image") as staging, disk_errors(path):
         built = staging / path.name
         window = (0, 255) if pages[0].dtype == "uint8" else _window(pages, runner)

@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.errors import ConfigError, LockedError, MissingInputError, PipelineError
 from pipeline.events import Observer, ignore
 from pipeline.findings.summary import SCHEMA, Summary
-from pipeline.images.calibration import is_same_size, stated_size
+from pipeline.images.calibration import flat_note, is_same_size, stated_size
 from pipeline.images.stack import Page
 from pipeline.intake.arrivals import BAD_FILE, Arrivals, Held, gather, sync_threads
 from pipeline.intake.ingest import SliceJob, Written, changing, ingest_threads, making, truth_target
@@ -29,6 +29,7 @@ from pipeline.segmentation.engine import ThreadRunner
 from pipeline.segmentation.plan import make_plan
 from pipeline.segmentation.runs import run_plan
 from pipeline.settings.config import RunConfig, SyncOptions
+from pipeline.storage.draft import check_outside
 from pipeline.storage.extent import resize_volume
 from pipeline.storage.lock import locked, now
 from pipeline.storage.tables import quiet, run_names
@@ -71,6 +72,8 @@ class Synced:
         Files that the next round looks at again: still written to, or a truth without its image.
     set_aside : tuple of Note
         Files that somebody must look at.
+    note : str or None
+        What somebody should know of a volume that was made just now.
     gaps : tuple of (int, int)
         Slices that do not exist, as half-open ranges.
     run : Summary or None
@@ -84,6 +87,7 @@ class Synced:
     truths: Taken
     waiting: tuple[Note, ...]
     set_aside: tuple[Note, ...]
+    note: str | None
     gaps: tuple[tuple[int, int], ...]
     run: Summary | None
     elapsed_s: float
@@ -103,6 +107,7 @@ class Synced:
             "truths": self.truths.document(),
             "waiting": [asdict(note) for note in self.waiting],
             "set_aside": [asdict(note) for note in self.set_aside],
+            "note": self.note,
             "gaps": [list(gap) for gap in self.gaps],
             "run": None if self.run is None else self.run.document(),
             "elapsed_s": self.elapsed_s,
@@ -153,10 +158,14 @@ def sync(config: RunConfig, observer: Observer = ignore, pause: Callable[[float]
     options, path = check_sync(config), config.volume.resolve()
     if not path.parent.is_dir():
         raise MissingInputError(f"{path.parent}: no such folder; make it first, or mend `volume`")
+    if not path.exists():
+        check_outside(path)
     with locked(beside(path, "sync.lock"), f"{path}: another sync is at work"):
         held = Held.of(path, config.truth if options.truth else None)
         _check_volume(config, options, held)
         arrivals = gather(config, options, held, observer, pause)
+        new = held.volume is None and options.voxel_size_um is None
+        note = flat_note([*arrivals.images.values()], "`sync.voxel_size_um: [z, y, x]`") if new else None
         images, truths = _write(config, options, held, arrivals, observer)
         summary = _run(config, path, observer)
     return Synced(
@@ -164,7 +173,8 @@ def sync(config: RunConfig, observer: Observer = ignore, pause: Callable[[float]
         images=_taken(images.slices, held.images, arrivals.images_vanished),
         truths=_taken(truths.slices, held.truths, arrivals.truths_vanished),
         waiting=arrivals.waiting + images.waiting + truths.waiting,
-        set_aside=arrivals.set_aside + images.set_aside + truths.set_aside, gaps=_gaps(path), run=summary,
+        set_aside=arrivals.set_aside + images.set_aside + truths.set_aside, note=note, gaps=_gaps(path),
+        run=summary,
         elapsed_s=round(time.monotonic() - begin, 3),
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 Otsu's method finds two classes in everything, also in the grain of a tile without vessels; `signals` says how far apart
 they are. `fill_levels` puts the levels of their neighbours in the place of those that cannot be trusted.
-`masks` says what is made of them.
+`kernels.masks` says what is made of them.
 
 Measured on one core of an EPYC (Zen 4): signal of a tile of 8 bit 0.0004 ms, of 16 bit 0.13. Levels of 16x35 tiles:
 0.5 ms.

@@ -36,7 +36,7 @@ class Surface:
     Attributes
     ----------
     levels : ndarray
-        (rows, columns) float64: one for each tile of the slice, all finite, see `levels.fill_levels`, or all NaN,
+        (rows, columns) float64: one for each tile of the slice, all finite, see `kernels.levels`, or all NaN,
         which is an empty mask.
     empty : ndarray
         (rows, columns) bool: tiles in which nothing is vessel. Their levels count for what is beside them.

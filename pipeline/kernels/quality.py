@@ -74,7 +74,7 @@ def measure_voxels(plane: Voxels, corner: tuple[int, int], shape: tuple[int, int
         - ``CHATTER``: amplitude of the strongest periodic band of rows or columns, over the mean; see the notes.
 
         Inner voxels are those whose neighbours lie in the tile. FOCUS and EMPTINESS are NaN in a tile without any, that
-        is under 3 voxels a side, CHATTER under `chatter.SIDE`, and everything in a tile of nothing.
+        is under 3 voxels a side, CHATTER under `kernels.chatter.SIDE`, and everything in a tile of nothing.
 
     Raises
     ------
@@ -151,13 +151,13 @@ def _measure_voxels(plane: Voxels, cut: _Cut, lanes: _Lanes, measures: Floats, p
         profiles[index] = 0
         if height and width:
             total, saturated, equal, squares = _sum_tile(flat, tile, lanes, sums[0], sums[1])
-            measures[index, Measure.MEAN] = total / (height * width)
-            measures[index, Measure.SATURATION] = saturated / (height * width)
+            measures[index, Measure.MEAN.value] = total / (height * width)
+            measures[index, Measure.SATURATION.value] = saturated / (height * width)
             if min(height, width) >= 3:
                 inner = (height - 2) * (width - 2)
                 mean = _sum_laplacian(flat, tile) / inner
-                measures[index, Measure.FOCUS] = squares / inner - mean * mean
-                measures[index, Measure.EMPTINESS] = equal / inner
+                measures[index, Measure.FOCUS.value] = squares / inner - mean * mean
+                measures[index, Measure.EMPTINESS.value] = equal / inner
             fill_profile(sums[0, :height], width, profiles[index, 0])
             fill_profile(sums[1, :width], height, profiles[index, 1])
 
@@ -352,8 +352,8 @@ def _measure_tables(tables: NDArray[np.uint32], measures: Floats) -> None:
         while first < last and counts[last - 1] == 0:
             last -= 1
         if first < last:
-            measures[index, Measure.CONTRAST] = _contrast(counts[first:last])
-            measures[index, Measure.SEPARABILITY] = _separability(counts[first:last])
+            measures[index, Measure.CONTRAST.value] = _contrast(counts[first:last])
+            measures[index, Measure.SEPARABILITY.value] = _separability(counts[first:last])
 
 
 @kernel
@@ -408,5 +408,5 @@ def _measure_profiles(spectra: NDArray[np.complex128], cut: _Cut, measures: Floa
                 value = spectra[index, axis, at]
                 power[at] = value.real * value.real + value.imag * value.imag
             line = max(line, strongest_line(power, 2 * (power.size - 1) / lengths[axis]))
-        mean = measures[index, Measure.MEAN]
-        measures[index, Measure.CHATTER] = np.sqrt(line) / mean if mean else 0.0
+        mean = measures[index, Measure.MEAN.value]
+        measures[index, Measure.CHATTER.value] = np.sqrt(line) / mean if mean else 0.0

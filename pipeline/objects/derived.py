@@ -225,7 +225,7 @@ def clean(
         verdicts: list[Verdict] = []
         for sieve in cleaning.sieves:
             verdicts.append(sifter.survey(sieve, verdicts, "holes" if sieve.background else "objects"))
-        with _target(volume, cleaning.label) as (label, ledger):
+        with _target(volume, cleaning) as (label, ledger):
             digests = _write(label, sifter, verdicts, staging)
             if label.levels[1:]:
                 runner(lambda z: label.rebuild_levels(z, digests[z], staging), mask.slices, "levels")
@@ -328,13 +328,14 @@ def _reuse(
 
 
 @contextmanager
-def _target(volume: Volume, name: str) -> Iterator[tuple[Pyramid, Ledger]]:
+def _target(volume: Volume, cleaning: Cleaning) -> Iterator[tuple[Pyramid, Ledger]]:
     """Make an empty label in place of an older one; it is removed if it cannot be finished."""
+    name = cleaning.label
     if name in volume.labels():
         volume.withdraw_label(name)
     volume.remove_truth(name)  # that one, or one of a process that died here
     try:
-        yield volume.create_derived(name)
+        yield volume.create_derived(name, cleaning.run)
     except BaseException:
         volume.remove_truth(name)
         raise

@@ -1,4 +1,4 @@
-"""What a task needs of memory, and the largest block for which that is there."""
+"""How many tasks share the memory, what one of them needs, and the largest block for which that is there."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def check_place(path: Path, replace: bool, option: str = "--out") -> None:
     StorageError
         If the system refuses to look.
     """
-    _check_folder(path, option)
+    _check_folder(path)
     with disk_errors(path):
         if path.is_dir():
             raise ExistsError(f"{path}: is a folder; name a file in it with {option}")
@@ -127,7 +127,7 @@ def check_place(path: Path, replace: bool, option: str = "--out") -> None:
             raise ExistsError(f"{path}: exists already; overwrite it with --replace, or choose another {option}")
 
 
-def check_outside(path: Path, option: str = "--out") -> None:
+def check_outside(path: Path) -> None:
     """Refuse a place inside a volume: files that are not of a Zarr hierarchy litter it, and may take the place of data.
 
     Raises
@@ -135,16 +135,15 @@ def check_outside(path: Path, option: str = "--out") -> None:
     ConfigError
         If so, also by way of links.
     """
-    for place in map(os.path.realpath, (path, path.parent)):  # what is replaced of a link lies in the latter
-        for folder in (Path(place), *Path(place).parents):
+    places = [path] if path.name == ".." else [path, path.parent]  # what is replaced of a link lies in the latter
+    for place in map(Path, map(os.path.realpath, places)):
+        for folder in (place, *place.parents):
             if os.path.isfile(folder / "zarr.json"):  # noqa: PTH113  (Path's raises where one may not look)
-                raise ConfigError(
-                    f"{path}: would lie in {folder}, which is Zarr data; choose a place outside of it with {option}"
-                )
+                raise ConfigError(f"{path}: would lie in {folder}, which is Zarr data; choose a place outside of it")
 
 
-def _check_folder(path: Path, option: str = "--out") -> None:
-    check_outside(path, option)
+def _check_folder(path: Path) -> None:
+    check_outside(path)
     with disk_errors(path):
         if not path.parent.is_dir():
             raise MissingInputError(f"{path}: the folder {path.parent} does not exist; make it, or name another")

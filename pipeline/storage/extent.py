@@ -1,4 +1,4 @@
-"""How many slices a volume has, and with it every label, ledger and table: changed together, or not at all."""
+"""How many slices a volume has, and with it every label, ledger and table; a change that was cut off is completed."""
 
 from __future__ import annotations
 

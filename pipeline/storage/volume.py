@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import (
+    ConfigError,
     ExistsError,
     MissingInputError,
     NotAVolumeError,
@@ -45,8 +46,8 @@ LOCK_WAIT_S = 10.0
 class LabelInfo:
     """What a label is, and of a truth the mapping of the values of its files.
 
-    The ``kind`` is "truth", of an expert; "mask", of a run; "derived", from a mask; "confusion", of the mask of a
-    ``run`` with a ``truth``; or "foreign", of another program.
+    The ``kind`` is "truth", of an expert; "mask", of a run; "derived", from the mask of a ``run``; "confusion", of the
+    mask of a ``run`` with a ``truth``; or "foreign", of another program.
     """
 
     name: str
@@ -173,6 +174,19 @@ class Volume:
         """Names of the labels of experts."""
         return [label.name for label in self.labels().values() if label.kind == "truth"]
 
+    def only_truth(self) -> str | None:
+        """The one truth there is; None without any.
+
+        Raises
+        ------
+        ConfigError
+            If there are several.
+        """
+        known = self.truths()
+        if len(known) > 1:
+            raise ConfigError(f"{self.path}: has the truths {', '.join(known)}; choose one with --truth")
+        return known[0] if known else None
+
     def label(self, name: str) -> Pyramid:
         """Label image of this name.
 
@@ -224,9 +238,9 @@ class Volume:
             raise MissingInputError(f"{self.path}: {name!r} is not derived from a mask")
         return label, Ledger(self._label_ledger(name), CLEAN_AGAIN)
 
-    def create_derived(self, name: str) -> tuple[Pyramid, Ledger]:
-        """Create an empty label that is derived from a mask; ``publish_label`` makes it visible."""
-        return self._create_recorded(name, "derived", {}, 0)
+    def create_derived(self, name: str, run: str) -> tuple[Pyramid, Ledger]:
+        """Create an empty label that is derived from the mask of a run; ``publish_label`` makes it visible."""
+        return self._create_recorded(name, "derived", {}, 0, run)
 
     def create_mask(self, name: str) -> Pyramid:
         """Create the empty mask of a run."""
@@ -252,14 +266,14 @@ class Volume:
         names = self._label_names()
         create_document(self.path / "labels", {"ome": {"version": "0.5", "labels": sorted({*names, name})}})
 
-    def describe_label(self, name: str, kind: str, mapping: dict[str, Any]) -> None:
+    def describe_label(self, name: str, kind: str, mapping: dict[str, Any], run: str | None = None) -> None:
         """Write the metadata of a label; the caller holds the lock."""
         colours = TRUTH_COLOURS if kind == "truth" else MASK_COLOURS
         create_document(
             self.path / "labels" / name,
             {
                 "ome": label_metadata(name, self._levels, self.voxel_size_um, colours),
-                "kesm": {"kind": kind, "mapping": mapping},
+                "kesm": {"kind": kind, "mapping": mapping} | ({} if run is None else {"run": run}),
             },
         )
 
@@ -323,17 +337,21 @@ class Volume:
     def _label_ledger(self, name: str) -> Path:
         return self.path / "slices" / "labels" / name
 
-    def _create_recorded(self, name: str, kind: str, mapping: dict[str, Any], fill: int) -> tuple[Pyramid, Ledger]:
+    def _create_recorded(
+        self, name: str, kind: str, mapping: dict[str, Any], fill: int, run: str | None = None
+    ) -> tuple[Pyramid, Ledger]:
         """Create a label whose slices are recorded as the image's are."""
-        label = self._create_label(name, kind, mapping, fill)
+        label = self._create_label(name, kind, mapping, fill, run)
         _, rows, columns = label.full.shards.cells
         create_document(self.path / "slices" / "labels", {})
         return label, Ledger.create(self._label_ledger(name), self.shape[0], (rows, columns))
 
-    def _create_label(self, name: str, kind: str, mapping: dict[str, Any], fill: int) -> Pyramid:
+    def _create_label(
+        self, name: str, kind: str, mapping: dict[str, Any], fill: int, run: str | None = None
+    ) -> Pyramid:
         if not (self.path / "labels" / "zarr.json").exists():
             create_document(self.path / "labels", {"ome": {"version": "0.5", "labels": []}})
-        self.describe_label(name, kind, mapping)
+        self.describe_label(name, kind, mapping, run)
         return Pyramid.create(self.path / "labels" / name, self.shape, "uint8", fill, reduce_label)
 
 

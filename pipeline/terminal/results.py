@@ -146,13 +146,13 @@ def excluded_words(excluded: Excluded) -> str:
 
 
 def failure_lines(failures: Iterable[tuple[Box, str]]) -> list[str]:
-    """What failed and why, each reason once: at the first of its blocks, with how many more these are."""
-    blocks: dict[str, dict[Box, None]] = {}
+    """What failed and why, each reason once: at the first of its places, with how many more these are."""
+    places: dict[str, dict[Box, None]] = {}
     for box, reason in failures:
-        blocks.setdefault(reason, {})[box] = None
+        places.setdefault(reason, {})[box] = None
     lines = []
-    for reason, (first, *others) in blocks.items():
-        more = f" (and {len(others):,} more block{'s' * (len(others) > 1)})" if others else ""
+    for reason, (first, *others) in places.items():
+        more = f" (and {len(others):,} more place{'s' * (len(others) > 1)})" if others else ""
         lines.append(f"{first}: {reason}{more}")
     return lines
 

@@ -122,17 +122,37 @@ def open_rendition(volume: Volume, label: str | None, level: int = 0) -> Renditi
     return Rendition(array, level, True, lambda box: volume.slices.present()[box.slices[0]], None)
 
 
-def read_compared(volume: Volume, truth: str, run: str | None, cells: Box, level: int = 0) -> NDArray[np.uint8]:
-    """Read what a mask is compared with: a truth, not annotated (127) outside of the valid area of a run.
+def open_outside(volume: Volume, mask: str | None) -> Callable[[Box], Flags] | None:
+    """What tells which voxels of a part of a shard lie outside of the valid area of the run that a mask is of.
 
-    Which voxels of a coarse pixel are valid only level 0 tells: where the run has such an area, that is what is read.
+    None where everything is valid: also of a label that no run made, and without any.
+    """
+    if mask is None:
+        return None
+    info = volume.labels().get(mask)
+    run = info.run if info is not None and info.kind == "derived" else mask
+    if run not in run_names(volume):
+        return None
+    valid = Recipe.model_validate(RunTables(volume, run).recipe).valid
+    if valid is None:
+        return None
+    area = open_rendition(volume, valid.label)  # no label: the image
+    if valid.label is None:
+        return lambda part: area.read(part) == valid.padding
+    return lambda part: area.read(part) != TRUTH_VESSEL
+
+
+def read_compared(volume: Volume, truth: str, mask: str | None, cells: Box, level: int = 0) -> NDArray[np.uint8]:
+    """Read what a mask is compared with: a truth, not annotated (127) outside of the mask's valid area.
+
+    Which voxels of a coarse pixel are valid only level 0 tells: where there is such an area, that is what is read.
 
     Parameters
     ----------
     volume : Volume
     truth : str
-    run : str or None
-        Of a label that no run made, and without any, everything is valid.
+    mask : str or None
+        See `open_outside`.
     cells : Box
         Of one slice, in pixels of the level.
     level : int
@@ -147,20 +167,16 @@ def read_compared(volume: Volume, truth: str, run: str | None, cells: Box, level
     DamageError
         As `Rendition.read`.
     """
-    traced = open_rendition(volume, truth, level)
-    valid = None
-    if run is not None and run in run_names(volume):
-        valid = Recipe.model_validate(RunTables(volume, run).recipe).valid
-    if valid is None:
+    traced, outside = open_rendition(volume, truth, level), open_outside(volume, mask)
+    if outside is None:
         return traced.read(cells)
-    voxels, area = open_rendition(volume, truth), open_rendition(volume, valid.label)  # no label: the image
+    voxels = open_rendition(volume, truth)
     (z, y0, x0), (_, y1, x1) = cells.start, cells.stop
     window = Box((z, y0 << level, x0 << level), (z + 1, y1 << level, x1 << level)) & Box.whole(volume.shape)
     compared = np.empty(cells.shape[1:], np.uint8)
     for part in voxels.array.shards.parts(window):  # which begin at whole pixels
-        plane, inside = voxels.read(part), area.read(part)
-        outside = inside == valid.padding if valid.label is None else inside != TRUTH_VESSEL
-        plane[outside] = TRUTH_UNLABELLED
+        plane = voxels.read(part)
+        plane[outside(part)] = TRUTH_UNLABELLED
         for _ in range(level):
             finer, plane = plane, np.empty([ceil_div(length, 2) for length in plane.shape], np.uint8)
             reduce_label(finer, plane)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from pipeline.errors import ConfigError, DamageError, RegionError
-from pipeline.findings.census import census, choose_truth, latest_run, only_truth
+from pipeline.findings.census import census, choose_truth, latest_run
 from pipeline.geometry import Box, Triple
 from pipeline.kernels.confusion import Counts, scores
 from pipeline.storage.confusion_label import FN, FP, TP
@@ -125,7 +125,7 @@ class View:
         layers = [{"name": layer.name, "kind": layer.kind, "visible": layer.visible} for layer in self.layers]
         return {
             "volume": str(self.volume), "name": self.name, "truth": self.truth, "at": list(self.sight.at),
-            "reason": self.sight.reason, "layers": layers, "napari": self.napari,
+            "reason": self.sight.reason, "layers": layers, "damage": list(self.damage), "napari": self.napari,
         }  # fmt: skip
 
     @property
@@ -217,7 +217,7 @@ def _latest_run(volume: Volume) -> str | None:
 def _choose_truth(volume: Volume, name: str | None) -> str | None:
     """The truth that a run was compared with, else the only one of the volume; None without any."""
     compared = None if name is None else choose_truth(volume, name, None)
-    return only_truth(volume) if compared is None else compared
+    return volume.only_truth() if compared is None else compared
 
 
 def _layers(volume: Volume, name: str | None, truth: str | None) -> list[Layer]:

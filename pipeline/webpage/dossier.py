@@ -121,6 +121,8 @@ def write_reports(
         If a volume or run is not there, none of a run that was named is done, or of no run.
     ConfigError
         If one file is named for several reports, or the place lies in a volume.
+    ExistsError
+        If a file is where the folder should be.
     """
     topics = list(find_topics(volumes, names))
     files = dict(zip(topics, _files(topics, out), strict=True))
