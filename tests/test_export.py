@@ -206,7 +206,7 @@ def test_format_follows_the_ending(out, form, expected):
     ("out", "form", "message"),
     [
         ("a.tif", "png", r"got a.tif, expected a folder for --format png"),
-        ("slices", "ome-tiff", r"got slices, expected a file that ends in .ome.tif for --format ome-tiff"),
+        ("slices", "ome-tiff", r"got slices, expected a file that ends in .tif for --format ome-tiff"),
         ("a.png", None, r"name a folder, with --format png"),
     ],
 )

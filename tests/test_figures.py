@@ -447,6 +447,14 @@ def test_overview_shows_what_there_is(volume, bare):
     ]  # fmt: skip
 
 
+def test_scores_below_0_do_not_stretch_the_colours_of_a_map(volume):
+    found = read_map(volume, Request(z=2), 200)
+    values = found.values.copy()
+    values[0, 0] = -1
+    bar = KINDS["map"].draw(replace(found, values=values), STYLE).axes[1]
+    assert bar.get_ylim() == (0, values.max())
+
+
 @cache
 def filtered(volume: Volume, z: int, top: int) -> np.ndarray:
     return ndimage.median_filter(top - voxels(volume)[z].astype(int), 3, mode="reflect")

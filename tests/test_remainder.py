@@ -47,6 +47,7 @@ def test_bytes_are_of_what_is_left(tmp_path: Path) -> None:
     assert left(volume) == ((2 + 1) * plane, plane)
     (volume.path / "labels" / "otsu" / "0/c/2/0/0").unlink()
     assert left(volume) == (2 * (2 + 1) * plane, 3 * plane)
+    assert look_ahead(make_plan(run_config(volume))).tiles_done == 2 * 3  # slice 3 is absent, and of 2 the mask is lost
 
 
 def test_bytes_left_are_of_whole_blocks(tmp_path: Path) -> None:

@@ -298,6 +298,19 @@ def test_run_of_which_nothing_is_done(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_run_that_cannot_be_opened_leaves_the_others(tmp_path):
+    volume = build_volume(tmp_path / "v.zarr", (1, 64, 96))
+    run(run_config(volume))
+    run(run_config(volume, "broken"))
+    (volume.path / "runs" / "broken" / "zarr.json").write_text("junk")
+    bare = build_volume(tmp_path / "bare.zarr", (1, 64, 96))
+    answer = kesm("report", volume.path, bare.path, "--out", tmp_path / "out")
+    assert (answer.code, [path.name for path in (tmp_path / "out").iterdir()]) == (3, ["v-otsu.html"])
+    assert re.search(r"left out: .*broken: its zarr.json cannot be read", answer.err)
+    assert f"left out: {bare.path}: has no run yet" in answer.err
+    assert kesm("report", volume.path, "--name", "broken", "--out", tmp_path / "out").code == 2
+
+
 def test_run_that_is_not_there(volume, tmp_path):
     message = kesm("report", volume.path, "--name", "otsu", "--name", "nope", "--out", tmp_path / "out").message
     assert re.search(r"--name: there is no run 'nope'; .* has: bare, otsu$", message)

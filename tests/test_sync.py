@@ -677,8 +677,8 @@ REFUSED = [
                  "brain.zarr; choose another name", id="truth named as a mask"),
     pytest.param(write_config("{folder: traced}", "{folder: traced, vessel_above: 3}"), "truth traced: its first files "
                  "were read as 0 background, 255 vessel, got vessel above 3", id="another meaning"),
-    pytest.param(write_config("settle: 0s", "settle: 0s\n  voxel_size_um: [1, 1, 1]"), "sync.voxel_size_um: got (1.0, "
-                 "1.0, 1.0), brain.zarr has None", id="voxel size"),
+    pytest.param(write_config("settle: 0s", "settle: 0s\n  voxel_size_um: [1, 1, 1]"), "sync.voxel_size_um: got "
+                 "1 x 1 x 1, brain.zarr has none", id="voxel size"),
     pytest.param(write_config("cluster:", "region: z=0:1\ncluster:"), "region: a sync runs everything; leave it out",
                  id="region"),
     pytest.param(write_config("settle: 0s", "settle: soon"), "sync.settle: got 'soon', which is no duration",

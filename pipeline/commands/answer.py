@@ -30,10 +30,11 @@ class Terminated(BaseException):
 @contextmanager
 def answering() -> Iterator[None]:
     """Turn what went wrong into one message on stderr and the documented exit code."""
-    from pipeline.errors import PipelineError
+    from pipeline.errors import PipelineError, StorageError
 
     try:
-        yield
+        with _refusals(StorageError):
+            yield
     except PipelineError as error:
         say(f"error: {error}")
         raise typer.Exit(error.exit_code) from error
@@ -49,6 +50,19 @@ def answering() -> Iterator[None]:
     except BrokenPipeError as error:  # the reader of stdout has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_UNEXPECTED) from error
+
+
+@contextmanager
+def _refusals(kind: type[Exception]) -> Iterator[None]:
+    """Say where the system refused what nobody thought it would: a folder in a volume that may not be entered."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise kind(f"{error.filename}: {error.strerror}; check that it is there, its owner and its mode") from error
 
 
 def say(message: str) -> None:

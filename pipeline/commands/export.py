@@ -13,7 +13,7 @@ from pipeline.commands.options import Json, Region, Threads, VolumePath, expect_
 
 def export(
     volume: VolumePath,
-    out: Annotated[Path, typer.Option(help="Folder of slices, or a file that ends in .ome.tif for all of them.")],
+    out: Annotated[Path, typer.Option(help="Folder of slices, or a file that ends in .tif for all of them.")],
     label: Annotated[str | None, typer.Option(help="Truth, mask, or what was derived from one.")] = None,
     image: Annotated[bool, typer.Option("--image", help="The image, instead of a label.")] = False,
     region: Region = None,

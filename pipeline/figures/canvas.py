@@ -328,6 +328,8 @@ def draw_scale_bar(axes: Axes, width: int, height: int, step: int, voxel_size_um
     down, across = (step, step) if voxel_size_um is None else (step * voxel_size_um[1], step * voxel_size_um[2])
     if text_width(length_text(5000, unit), TEXT_PT, bold=True) * axes.figure.dpi > axes.get_window_extent().width:
         return  # a strip of a few voxels
+    if min(axes.get_window_extent().size) < 2 * axes.figure.dpi * line_height(TEXT_PT):
+        return  # of a few voxels the other way
     length = round_length(max(width * across * 0.25, across if unit == "voxels" else 0.0))
     margin = 0.035 * min(width, height)
     right, bottom, wide, tall = width - margin - 0.5, height - margin - 0.5, length / across, length / down

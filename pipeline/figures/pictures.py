@@ -157,7 +157,8 @@ def draw_map(tile_map: TileMap, style: Style) -> Figure:
         axes.set_ylabel("y in voxels")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        colours = page.figure.colorbar(mappable, cax=page.axes(left + wide + GAP, top, bar, tall))
+        below = "min" if np.nanmin(values) < (mappable.get_clim()[0] or 0) else "neither"
+        colours = page.figure.colorbar(mappable, cax=page.axes(left + wide + GAP, top, bar, tall), extend=below)
         colours.set_label(name)
         colours.ax.grid(visible=False)
         return page.figure
@@ -167,6 +168,8 @@ def _shaded(tile_map: TileMap) -> tuple[NDArray[np.uint8], ScalarMappable]:
     """The colour of every tile, shaded by the image, which then is to be seen and leaves the hue as it is."""
     excerpt, values = tile_map.excerpt, tile_map.values
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if tile_map.metric in SCORES:
+        low = max(0.0, min(low, high))  # or one tile of -1 makes all others equal
     if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-9):
         low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
     mappable = ScalarMappable(Normalize(low, high), "viridis")

@@ -188,7 +188,7 @@ def _lengths(axis: int) -> Callable[[Part], NDArray[Any]]:
 def _place_um(axis: int) -> Callable[[Part], NDArray[Any]]:
     def values(part: Part) -> NDArray[Any]:
         size = np.nan if part.voxel_size_um is None else part.voxel_size_um[axis]
-        return _cells(axis, in_voxels=True)(part) * size
+        return np.round(_cells(axis, in_voxels=True)(part) * size, 6)  # no 921.5999999999999
 
     return values
 

@@ -86,8 +86,8 @@ def check_stated(pages: Sequence[Page], size: VoxelSize, whose: str, way_out: st
     for page in pages:
         if page.stated_um is not None and not is_same_size(page.stated_um, size):
             raise ConfigError(
-                f"{page.path.name}: states voxels of {_show(page.stated_um)} um (z, y, x), {whose} of {_show(size)}; "
-                f"{way_out}"
+                f"{page.path.name}: states voxels of {show_size(page.stated_um)} um (z, y, x), {whose} of "
+                f"{show_size(size)}; {way_out}"
             )
 
 
@@ -103,8 +103,8 @@ def flat_note(pages: Sequence[Page], option: str) -> str | None:
         return None
     z, y, x = stated[0].stated_um or (None, 0, 0)
     return (
-        f"{stated[0].path.name} states voxels of {_show((z, y, x))} um (z, y, x), so that no size is stored; say all "
-        f"of it with {option}"
+        f"{stated[0].path.name} states voxels of {show_size((z, y, x))} um (z, y, x), so that no size is stored; say "
+        f"all of it with {option}"
     )
 
 
@@ -125,5 +125,6 @@ def _length(value: str | float | None, unit: str, digits: int = _DIGITS) -> floa
     return length if _SMALLEST < length < _LARGEST else None
 
 
-def _show(size: StatedSize) -> str:
+def show_size(size: StatedSize) -> str:
+    """``1 x 0.7 x 0.6``; a length that is not stated is a question mark."""
     return " x ".join("?" if length is None else f"{length:g}" for length in size)

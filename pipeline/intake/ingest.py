@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ExistsError, MissingInputError, ShapeMismatchError
-from pipeline.images.calibration import check_stated, is_same_size, stated_size
+from pipeline.images.calibration import check_stated, is_same_size, show_size, stated_size
 from pipeline.images.pixels import decoding
 from pipeline.images.stack import Page, read_page
 from pipeline.intake.mapping import LabelOptions, Mapping, decide_mapping
@@ -127,7 +127,10 @@ def _check_appendable(pages: Sequence[Page], volume: Volume, path: Path, voxel_s
     """Refuse what does not fit, and files that are slices already: of one name, and not written since."""
     size = volume.voxel_size_um
     if voxel_size_um is not None and (size is None or not is_same_size(voxel_size_um, size)):
-        raise ConfigError(f"--voxel-size: got {voxel_size_um}, {path} has {size}; leave it out with --append")
+        raise ConfigError(
+            f"--voxel-size: got {show_size(voxel_size_um)}, {path} has {show_size(size) if size else 'none'}; leave it "
+            "out with --append"
+        )
     if voxel_size_um is None and size is not None:
         own = ",".join(f"{length:g}" for length in size)
         check_stated(pages, size, str(path), f"leave the file out, or give --voxel-size {own} if that is right")

@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.errors import ConfigError, LockedError, MissingInputError, PipelineError
 from pipeline.events import Observer, ignore
 from pipeline.findings.summary import SCHEMA, Summary
-from pipeline.images.calibration import flat_note, is_same_size, stated_size
+from pipeline.images.calibration import flat_note, is_same_size, show_size, stated_size
 from pipeline.images.stack import Page
 from pipeline.intake.arrivals import BAD_FILE, Arrivals, Held, gather, sync_threads
 from pipeline.intake.ingest import SliceJob, Written, changing, ingest_threads, making, truth_target
@@ -224,7 +224,8 @@ def _check_volume(config: RunConfig, options: SyncOptions, held: Held) -> None:
     size, own = options.voxel_size_um, held.volume.voxel_size_um
     if size is not None and (own is None or not is_same_size(size, own)):
         raise ConfigError(
-            f"sync.voxel_size_um: got {size}, {held.path} has {own}; leave it out, or name another volume"
+            f"sync.voxel_size_um: got {show_size(size)}, {held.path} has {show_size(own) if own else 'none'}; leave it "
+            "out, or name another volume"
         )
     make_plan(_without_truth(config) if options.truth and held.mapping is None else config, held.volume)
 

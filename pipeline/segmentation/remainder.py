@@ -34,15 +34,18 @@ def look_ahead(plan: Plan) -> Plan:
     else:
         compared = np.zeros(worked.shape, np.bool_)
     made = compared if compared.all() else valid_tiles(volume, tables, None, worked)
+    if plan.name not in volume.labels():
+        return plan
+    there = _there(plan, volume.label(plan.name).full, tables.shard_digest)
+    compared &= _of_tiles(plan, there)
     scored = tiles.cover(plan.region).relative_to(worked.start).slices
     plan = replace(plan, tiles_done=int(compared[scored].sum()))
-    if plan.pools or plan.name not in volume.labels():
+    if plan.pools:
         return plan
-    masked = _whole_blocks(plan, made) & _there(plan, volume.label(plan.name).full, tables.shard_digest)
     shown, painting = _whole_blocks(plan, compared), Painting.of(volume, tables)
     if plan.confusion and painting is not None:
         shown &= _there(plan, painting.label.full, painting.tables.digest)
-    return with_bytes(plan, volume, masked, shown)
+    return with_bytes(plan, volume, _whole_blocks(plan, made) & there, shown)
 
 
 def _whole_blocks(plan: Plan, tiles: Flags) -> Flags:
@@ -50,6 +53,14 @@ def _whole_blocks(plan: Plan, tiles: Flags) -> Flags:
     for axis, (block, tile) in enumerate(zip(plan.block, plan.grids.tiles.step, strict=True)):
         tiles = np.logical_and.reduceat(tiles, np.arange(0, tiles.shape[axis], ceil_div(block, tile)), axis=axis)
     return tiles
+
+
+def _of_tiles(plan: Plan, blocks: Flags) -> Flags:
+    """What is said of blocks, of each of their tiles."""
+    cells = plan.grids.tiles.cover(plan.grids.blocks.voxels(plan.blocks))
+    for axis, (block, tile, length) in enumerate(zip(plan.block, plan.grids.tiles.step, cells.shape, strict=True)):
+        blocks = np.repeat(blocks, ceil_div(block, tile), axis=axis).take(range(length), axis=axis)
+    return blocks
 
 
 def _there(plan: Plan, label: ShardedArray, digest: Table) -> Flags:

@@ -37,7 +37,7 @@ ABSENT = 0  # digest of what was never written
 ALL_FILL = 1  # digest of a shard that holds only the fill value, and has no file
 
 FROM_A_COPY = "restore it from a copy"
-BY_A_RUN = "`kesm verify` marks it, and the next `kesm run` makes it again"
+BY_A_RUN = "`kesm verify` marks what is damaged, and the next `kesm run` makes it again"
 
 
 class ShardedArray:
@@ -276,12 +276,11 @@ class OpenShard:
             else:
                 self._decoder.read(part.relative_to(self._start).slices[1:], out[0])
         except (OSError, ValueError, RuntimeError) as error:
-            if not isinstance(error, PermissionError):  # that of one file is the trouble of that file
-                raise_refusal(self._path, error)
-            raise DamageError(
-                f"{self._array.path}: shard {self._path.relative_to(self._array.path)} cannot be decoded ({error}); "
-                f"{self._array.way_out}"
-            ) from error
+            shard = f"{self._array.path}: shard {self._path.relative_to(self._array.path)}"
+            if isinstance(error, PermissionError):  # that of one file is the trouble of that file
+                raise DamageError(f"{shard} cannot be read ({error}); check its owner and mode") from error
+            raise_refusal(self._path, error)
+            raise DamageError(f"{shard} cannot be decoded ({error}); {self._array.way_out}") from error
 
     def _open(self) -> None:
         try:
@@ -333,7 +332,9 @@ def read_document(path: Path) -> dict[str, Any] | None:
         raise NotAVolumeError(f"{path}: is a Zarr array; name the folder of the volume that it belongs to") from error
     except Exception as error:  # a foreign or damaged zarr.json: KeyError, ValueError, JSONDecodeError, ...
         raise_refusal(path, error)
-        raise NotAVolumeError(f"{path}: its zarr.json cannot be read ({error})") from error
+        raise NotAVolumeError(
+            f"{path}: its zarr.json cannot be read ({error}); restore it from a copy, or make again what it is of"
+        ) from error
 
 
 def sweep_partial(folder: Path) -> None:
@@ -386,5 +387,17 @@ def open_array(path: Path) -> Any:
 
 
 def group_names(folder: Path) -> list[str]:
-    """Names of the documents, groups and arrays in a folder."""
-    return sorted(entry.parent.name for entry in folder.glob("*/zarr.json"))
+    """Names of the documents, groups and arrays in a folder; none where there is no folder.
+
+    Raises
+    ------
+    StorageError, UnavailableError
+        If the system refuses to look: what is there must not be taken for missing.
+    """
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if is_file(entry / "zarr.json"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise_refusal(Path(error.filename or folder), error)
+        raise

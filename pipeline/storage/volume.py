@@ -196,6 +196,10 @@ class Volume:
             If there is none.
         """
         if name not in self._label_names():
+            if (self.path / "runs" / name / "zarr.json").is_file():
+                raise MissingInputError(
+                    f"{self.path}: the mask of run {name!r} is lost; the next `kesm run` makes it again"
+                )
             known = ", ".join(self._label_names()) or "none yet"
             raise MissingInputError(
                 f"{self.path}: has no label {name!r}; it has: {known}; add one with `kesm ingest --label`"

@@ -158,7 +158,7 @@ def choose_form(out: Path, form: str | None) -> Form:
     if chosen is None:
         raise ConfigError(f"--format: got {form!r}, expected one of: {', '.join(FORMS)}")
     if is_tiff != (chosen == "ome-tiff"):
-        expected = "a file that ends in .ome.tif" if chosen == "ome-tiff" else "a folder"
+        expected = "a file that ends in .tif" if chosen == "ome-tiff" else "a folder"
         raise ConfigError(f"--out: got {out}, expected {expected} for --format {chosen}")
     return chosen
 

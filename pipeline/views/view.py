@@ -257,7 +257,7 @@ def _voxel(volume: Volume, at: Triple) -> Sight:
         got, size = ",".join(map(str, at)), " x ".join(map(str, volume.shape))
         raise RegionError(f"--at: got {got}, {volume.path} has {size} voxels (z, y, x), counted from 0")
     z, y, x = at
-    return Sight((z, y, x), "as asked", 1.0)
+    return Sight((z, y, x), f"{z},{y},{x}", 1.0)
 
 
 def _middle(volume: Volume) -> Sight:

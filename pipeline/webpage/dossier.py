@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +124,9 @@ def write_reports(
     ExistsError
         If a file is where the folder should be.
     """
-    topics = list(find_topics(volumes, names))
+    topics, problems = find_topics(volumes, names)
     files = dict(zip(topics, _files(topics, out), strict=True))
-    reports, problems = [], []
+    reports = []
     for position, topic in enumerate(topics, 1):
         watch(position, len(topics), topic)
         try:
@@ -148,13 +148,15 @@ def write_reports(
     return Dossier(tuple(reports), index, tuple(problems))
 
 
-def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> Iterator[Topic]:
-    """What is to be reported: of each volume all its runs, or those of some names.
+def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> tuple[list[Topic], list[str]]:
+    """What is to be reported: of each volume all its runs, or those of some names; and why some of that is not.
 
     Raises
     ------
     MissingInputError
-        If a volume has no run, or none of these names, or a name is that of no run.
+        If there is nothing to report, or a name is that of no run.
+    PipelineError
+        If a run that was named cannot be opened.
     """
     opened = list({volume.path: volume for volume in map(Volume, volumes)}.values())
     known = {volume.path: run_names(volume) for volume in opened}
@@ -162,17 +164,24 @@ def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> Iterator[Topic
         if not any(name in runs for runs in known.values()):
             lists = "; ".join(f"{path} has: {', '.join(runs) or 'none yet'}" for path, runs in known.items())
             raise MissingInputError(f"--name: there is no run {name!r}; {lists}")
+    topics, problems = [], []
     for volume in opened:
         wanted = [name for name in known[volume.path] if not names or name in names]
-        if not known[volume.path]:
-            raise MissingInputError(f"{volume.path}: has no run yet; make one with `kesm run {volume.path}`")
         if not wanted:
-            raise MissingInputError(
-                f"{volume.path}: has no run {' or '.join(map(repr, names))}; it has: {', '.join(known[volume.path])}"
-            )
+            what = f"run {' or '.join(map(repr, names))}" if names else "run yet"
+            problems.append(f"{volume.path}: has no {what}; make one with `kesm run {volume.path}`")
         for name in wanted:
-            for truth in compared_truths(volume, RunTables(volume, name)) or (None,):
-                yield Topic(volume.path, name, truth)
+            try:
+                truths = compared_truths(volume, RunTables(volume, name)) or (None,)
+            except PipelineError as error:
+                if names:
+                    raise
+                problems.append(str(error))
+            else:
+                topics += [Topic(volume.path, name, truth) for truth in truths]
+    if not topics:
+        raise MissingInputError("; ".join(problems))
+    return topics, problems
 
 
 def _report(topic: Topic, page: Page, file: Path) -> Report:
