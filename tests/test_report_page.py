@@ -238,6 +238,16 @@ def test_page_has_every_part(files):
         assert {f"{chart}-title", f"{chart}-desc"} <= ids
 
 
+@pytest.mark.parametrize("chart", ["profile-score", "profile-vessel"])
+def test_profile_goes_on_between_annotated_slices(files, chart):
+    """Slices 0, 2 and 4 have a truth: one line of three points each, where dots would say little."""
+    text = files["otsu"].read_text()
+    svg = text[(start := text.index(f'id="{chart}"')) : text.index("</svg>", start)]
+    (truth,) = re.findall(r'<polyline points="([^"]*)" class="line two"', svg)
+    assert len(truth.split()) == 3
+    assert "<circle" not in svg
+
+
 def test_run_of_16_bit_with_a_gap(tmp_path):
     volume = build_volume(tmp_path / "v.zarr", (4, 64, 96), "uint16", absent=(1,))
     run(run_config(volume, tile=32))

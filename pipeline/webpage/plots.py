@@ -23,8 +23,8 @@ def profile_charts(page: Page) -> Markup:
     if np.isfinite(mcc).any():
         chart = _chart(page, ("profile-score", "Scores of each slice", "score"), _said("MCC", mcc))
         chart.y = span([*mcc, *f1], 0.02)
-        chart.line(_points(f1), "two")
-        chart.line(_points(mcc), "one")
+        chart.line(_known_points(f1), "two")
+        chart.line(_known_points(mcc), "one")
         parts += [chart.svg(), legend([("line", "one", "MCC"), ("line", "two", "F1")])]
     if np.isfinite(profile.middle).any():
         chart = _chart(
@@ -35,12 +35,16 @@ def profile_charts(page: Page) -> Markup:
         chart.line(_points(profile.middle), "one")
         parts += [chart.svg(), legend([("line", "one", "median of the tiles"), ("band", "one", "lowest to highest")])]
     if np.isfinite(profile.vessel).any():
-        percent = 100 * profile.vessel
+        percent, traced = 100 * profile.vessel, 100 * profile.truth
         chart = _chart(page, ("profile-vessel", "Vessel in each slice", "% vessel"), _said("Percent vessel", percent))
-        chart.y = (0.0, span(percent, 0.1)[1])
+        chart.y = (0.0, span([*percent, *traced], 0.1)[1])
+        chart.line(_known_points(traced), "two")
         chart.line(_points(percent), "one")
         which = "annotated voxels" if profile.where_annotated else "voxels"
-        parts += [chart.svg(), legend([("line", "one", f"part of the {which} that the mask calls vessel")])]
+        entries = [("line", "one", f"part of the {which} that the mask calls vessel")]
+        if np.isfinite(traced).any():
+            entries.append(("line", "two", "part of the annotated voxels that is vessel in the truth"))
+        parts += [chart.svg(), legend(entries)]
     return tag("div", *parts, class_="wide profile")
 
 
@@ -52,6 +56,11 @@ def _chart(page: Page, names: tuple[str, str, str], description: str) -> Chart:
 
 def _points(values: NDArray[np.float64]) -> list[tuple[float, float]]:
     return [(float(z), float(value)) for z, value in enumerate(values)]
+
+
+def _known_points(values: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """The same without gaps: often every second slice is annotated, or fewer."""
+    return [(z, value) for z, value in _points(values) if math.isfinite(value)]
 
 
 def _said(what: str, values: NDArray[np.float64]) -> str:
