@@ -101,8 +101,9 @@ def test_parquet_holds_what_csv_holds(volume, tmp_path):
     for ending in ("csv", "parquet"):
         written(volume, tmp_path / f"tiles.{ending}", "--name", "otsu")
     table = pq.read_table(tmp_path / "tiles.parquet")
-    assert {field.name: str(field.type) for field in table.schema} == {
-        column.name: {"text": "dictionary<values=string, indices=uint8, ordered=0>", "float64": "double",
+    types = {field.name: re.sub("indices=u?int[0-9]+", "indices=", str(field.type)) for field in table.schema}
+    assert types == {  # which integers index a dictionary is the matter of pyarrow's version
+        column.name: {"text": "dictionary<values=string, indices=, ordered=0>", "float64": "double",
                       "float32": "float"}.get(column.kind, column.kind)
         for column in COLUMNS
     }  # fmt: skip

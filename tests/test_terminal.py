@@ -223,7 +223,7 @@ def test_summary_where_nobody_annotated_has_no_numbers():
 
 
 def test_summary_lists_what_failed_word_for_word():
-    reason = "shard 0/c/1/0/0 cannot be decoded [red]checksum[/red] " + 30 * "is invalid "
+    reason = "shard 0/c/1/0/0 cannot be decoded [red]checksum[/red]" + 30 * " is invalid"
     failures = [(Box((1, 0, 0), (2, 5, 5)), reason)]
     text = shown(result(failures=failures, tiles=Tiles(3, 1, 0, 2, 0, 0)))
     assert f"failed: z=1:2,y=0:5,x=0:5: {reason}" in text
