@@ -73,6 +73,7 @@ def main() -> NoReturn:
     """Run the command line, and exit with its documented code."""
 
     def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off what the first one ends
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)

@@ -223,6 +223,8 @@ def test_run_that_was_worked_on_last_is_chosen(volume, tmp_path, monkeypatch):
     run(RunConfig(volume=volume.path, name="second"))
     assert choose_run(volume, None) == "second"
     assert choose_run(volume, "otsu") == "otsu"
+    (volume.path / "runs" / "second" / "zarr.json").write_text("{")
+    assert choose_run(volume, None) != "second"  # broken, so it hides none of the others
     with pytest.raises(MissingInputError, match="has no run yet; make one with `kesm run"):
         choose_run(build_volume(tmp_path / "other.zarr", (1, 8, 8)), None)
 

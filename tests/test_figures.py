@@ -825,6 +825,8 @@ def test_figures_that_need_a_truth_say_so(mine):
     for kind in ("overlay", "curves", "worst", "map"):
         with pytest.raises(MissingInputError, match=r"has no truth, which this figure needs; add one with"):
             figures.draw(kind, mine)
+    with pytest.raises(MissingInputError, match=r"or show what needs none: `--metric level`$"):
+        figures.draw("map", mine)
     for kind in ("overview", "histogram", "try-all", "profile"):
         assert figures.draw(kind, mine, Request(), STYLE).axes
     assert figures.draw("map", mine, Request(metric="level"), STYLE).axes

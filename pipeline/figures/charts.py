@@ -81,11 +81,11 @@ def draw_curves(found: Distribution, style: Style) -> Figure:
         for number, (name, counts) in enumerate(_operating_points(found)):
             found_at = scores(counts)
             wrong = counts.fp / (counts.fp + counts.tn)
-            special = {"run": ("*", "#d62728", 13), "best": ("P", "#000000", 8)}.get(name.split()[0])
-            marker, colour, size = special or (MARKERS[number % 7], COLOURS[number % 7], 6)
-            points = {
-                "marker": marker, "color": colour, "markersize": size, "linestyle": "none", "markeredgecolor": "white",
-                "markeredgewidth": 0.6, "clip_on": False, "zorder": 4 if special else 3,
+            special = {"run": ("*", "#d62728", 13), "best": ("P", "#000000", 9)}.get(name.split()[0])
+            marker, colour, size = special or (MARKERS[number % 7], COLOURS[number % 7], 7)
+            points = {  # as outlines: often several are at the same place
+                "marker": marker, "color": colour, "markersize": size, "linestyle": "none", "markerfacecolor": "none",
+                "markeredgewidth": 1.3, "clip_on": False, "zorder": 4 if special else 3,
             }  # fmt: skip
             roc.plot([wrong], [found_at.recall], label=f"{name}, MCC {found_at.mcc:.3f}", **points)
             pr.plot([found_at.recall], [found_at.precision], **points)

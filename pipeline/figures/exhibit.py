@@ -139,7 +139,7 @@ def read_map(volume: Volume, request: Request, pixels: int) -> TileMap:
         raise ConfigError(f"--metric: got {request.metric!r}, expected one of: {', '.join(MAP_SCORES)}")
     subject = find_subject(volume, request, needs_run=True)
     if request.metric in SCORES:
-        subject.require_truth()
+        subject.require_truth(", or show what needs none: `--metric level`")
     found = subject.census(request.truth)
     values = _numbers(found, request.metric)
     known = np.zeros(volume.shape[0], np.bool_)

@@ -100,8 +100,8 @@ class Subject:
         z = self.box.start[0]
         return f"slice {z}" if self.box == Box.of_slice(z, self.volume.shape) else str(self.box)
 
-    def require_truth(self) -> str:
-        """The truth.
+    def require_truth(self, otherwise: str = "") -> str:
+        """The truth; the message that there is none ends in what else can be done.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class Subject:
             self.volume.only_truth()  # refuses several
             raise MissingInputError(
                 f"{self.volume.path}: has no truth, which this figure needs; add one with "
-                f"`kesm ingest FILES --volume {self.volume.path} --label groundtruth`"
+                f"`kesm ingest FILES --volume {self.volume.path} --label groundtruth`{otherwise}"
             )
         return self.truth
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, DamageError, MissingInputError
+from pipeline.errors import ConfigError, DamageError, MissingInputError, PipelineError
 from pipeline.findings.salvage import Salvage
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.kernels.confusion import SCORES, Undefined, tile_scores
@@ -304,10 +304,16 @@ def choose_run(volume: Volume, name: str | None) -> str:
 
 
 def latest_run(volume: Volume, names: Sequence[str]) -> str | None:
-    """That of some runs which was worked on last, to the second; of equal ones the first; None of none."""
+    """That of some runs which was worked on last, to the second; of equal ones the first; None of none.
+
+    One whose documents cannot be read is older than all others.
+    """
 
     def started(name: str) -> str:
-        return str((RunTables(volume, name).journal.latest_attempt() or {}).get("started") or "")
+        try:
+            return str((RunTables(volume, name).journal.latest_attempt() or {}).get("started") or "-")
+        except PipelineError:
+            return ""
 
     return max(names, key=started, default=None)
 
