@@ -18,6 +18,14 @@ from pipeline.errors import ConfigError
 
 Triple = tuple[int, int, int]
 
+# A nanometre and a metre: beyond them somebody means another unit, and image files cannot state it.
+SMALLEST_UM, LARGEST_UM = 1e-3, 1e6
+
+
+def is_voxel_side(length_um: float) -> bool:
+    """Whether voxels can be as long as this, in micrometres."""
+    return SMALLEST_UM <= length_um <= LARGEST_UM
+
 
 def ceil_div(length: int, step: int) -> int:
     """Number of steps that cover a length."""

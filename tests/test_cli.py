@@ -605,7 +605,11 @@ BAD_INGESTS = {
     ),
     "no length": (
         ["s", "--volume", "n.zarr", "--voxel-size", "1,0,nan"],
-        r"^--voxel-size: got '1,0,nan', lengths must be positive",
+        r"^--voxel-size: got '1,0,nan', expected micrometres, each from 0\.001 to 1,000,000$",
+    ),
+    "lengths in metres": (
+        ["s", "--volume", "n.zarr", "--voxel-size", "1e-6,0.7e-6,0.6e-6"],
+        r"^--voxel-size: got '1e-6,0\.7e-6,0\.6e-6', expected micrometres, each from 0\.001 to 1,000,000$",
     ),
     "level nan": (
         ["s", "--volume", "brain.zarr", "--label", "l", "--vessel-above", "nan"],

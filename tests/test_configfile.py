@@ -269,7 +269,7 @@ cluster:
         ("sync:\n  images: {folder: a}\n  settle: 10", "4: sync.settle: got 10, which is no duration; write it as 10s, "
          "15m or 2h"),
         ("sync:\n  images: {folder: a}\n  voxel_size_um: [1, 0]", "4: sync.voxel_size_um: got [1, 0], expected [z, y, "
-         "x] in micrometres, such as [1, 0.7, 0.6]"),
+         "x] in micrometres, each from 0.001 to 1,000,000, such as [1, 0.7, 0.6]"),
         ("tile: true", "2: tile: got True, expected a number"),
         ("correct:\n  clahe: true", "3: correct.clahe: got True, expected a number"),
         ("correct:\n  match: false", "3: correct.match: got False, expected a number"),

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
 
@@ -49,10 +51,12 @@ from pipeline.kernels.confusion import Counts, scores
 from pipeline.kernels.histogram import joint_histogram
 from pipeline.phantom import Phantom
 from pipeline.segmentation.runs import run
+from pipeline.settings.config import RunConfig
+from pipeline.storage.confusion_label import FN, FP, TP
 from pipeline.storage.tables import RunTables, Status
 from pipeline.storage.volume import Volume
-from pipeline.views.excerpt import Excerpt, choose_level, read_excerpt, spans
-from pipeline.views.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify, overlay
+from pipeline.views.excerpt import MOST_PIXELS, Excerpt, choose_level, read_excerpt, spans
+from pipeline.views.overlay import PALETTES, PLAIN, TN, classify, overlay
 from tests.builders import MAPPING, run_config
 from tests.command import kesm
 from tests.contract import check_document
@@ -118,6 +122,14 @@ def mine(volume: Volume, tmp_path: Path) -> Volume:
     """A copy that a test may change."""
     shutil.copytree(volume.path, tmp_path / "mine.zarr")
     return Volume(tmp_path / "mine.zarr")
+
+
+def add_truth(volume: Volume, name: str) -> None:
+    """Truth of slice 0, all of which is vessel."""
+    volume.staging.mkdir(exist_ok=True)
+    truth, ledger = volume.create_truth(name, MAPPING)
+    ledger.record(0, truth.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), volume.staging), "0.png", 0)
+    volume.publish_label(name)
 
 
 def voxels(volume: Volume, label: str | None = None) -> np.ndarray:
@@ -203,8 +215,14 @@ def test_overlay_of_a_tile_has_every_voxel_once(volume, tmp_path):
 def test_level_is_the_finest_that_fits(shape, levels, pixels):
     level = choose_level(shape, levels, pixels)
     sides = [-(-max(shape) // 2**number) for number in range(levels)]
-    assert sides[level] <= pixels or level == levels - 1
-    assert all(side > pixels for side in sides[:level])
+    areas = [math.prod((length - 2) // 2**number + 2 for length in shape) for number in range(levels)]
+    fits = [side <= pixels and area <= MOST_PIXELS for side, area in zip(sides, areas, strict=True)]
+    assert fits[level] or level == levels - 1
+    assert not any(fits[:level])
+
+
+def test_every_resolution_shows_a_full_slice():
+    assert choose_level((8026, 17480), 7, 11 * 1200) == 2  # level 1 has more pixels than a picture may have
 
 
 def test_coarse_levels_are_read_and_no_other(mine):
@@ -804,11 +822,67 @@ def test_what_cannot_be_read_is_named(mine, kind, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+@pytest.mark.parametrize("kind", ["histogram", "curves"])
+def test_lost_histograms_are_named_and_left_out(mine, tmp_path, kind):
+    whole = read_distribution(mine, Request(name="otsu"), 1)
+    histogram = mine.path / "tiles/otsu/truth/groundtruth/histogram/c/2"
+    for chunk in [path for path in histogram.rglob("*") if path.is_file()]:
+        chunk.write_bytes(b"no chunk")
+    answer = kesm("figure", kind, mine.path, "--name", "otsu", "--out", tmp_path / "some.png")
+    assert (answer.code, answer.out) == (3, f"wrote {tmp_path / 'some.png'}\n")
+    assert re.search(r"not read, and not shown: z=2:3,.*histogram: chunk c/2/0/0/0/0 cannot be decoded", answer.err)
+    found = read_distribution(mine, Request(name="otsu"), 1)
+    assert found.table[:2].sum() < whole.table[:2].sum()
+    assert found.counts is not None
+    assert sum(astuple(found.counts)) == found.table[:2].sum()  # what is counted is what is drawn
+
+
+def test_grey_levels_of_blocks_that_are_lost_are_named(mine, tmp_path):
+    run(RunConfig.model_validate({"volume": mine.path, "name": "bare", "tile": 256}))
+    chunks = [path for path in (mine.path / "tiles/bare/grey/c").rglob("*") if path.is_file()]
+    chunks[0].write_bytes(b"no chunk")
+    answer = kesm("figure", "histogram", mine.path, "--name", "bare", "--out", tmp_path / "some.png")
+    assert answer.code == 3
+    assert re.search(r"not read, and not shown: z=.*grey: chunk .* cannot be decoded", answer.err)
+    for chunk in chunks:
+        chunk.write_bytes(b"no chunk")
+    message = kesm("figure", "histogram", mine.path, "--name", "bare", "--out", tmp_path / "none.png").message
+    assert re.search(r"no grey levels of whole volume can be read: .*; `kesm verify` marks what is damaged", message)
+
+
+def test_derived_label_is_of_the_recipe_of_its_run(mine):
+    recipe = {"foreground": "bright", "tile": 256, "denoise": {"method": "none"}}
+    run(RunConfig.model_validate({"volume": mine.path, "name": "bright", **recipe}))
+    assert kesm("clean", mine.path, "--name", "bright", "--out", "tidy", "--min-size", "5").code == 0
+    of_run, of_label = (read_trial(mine, Request(name=name), 1) for name in ("bright", "tidy"))
+    assert of_label.subject.recipe == of_run.subject.recipe
+    assert of_label.subject.box == of_run.subject.box
+    for one, other in zip(of_label.attempts, of_run.attempts, strict=True):
+        assert one.level == other.level
+        np.testing.assert_array_equal(one.mask, other.mask)
+
+
+def test_truth_that_a_run_was_not_compared_with_is_shown_where_it_is_named(mine):
+    add_truth(mine, "second")
+    add_truth(mine, "third")
+    run(run_config(mine, truth="second", tile=256))
+    assert {"groundtruth", "second"} <= set(RunTables(mine, "otsu").truths())
+    view = read_overlay(mine, Request(name="otsu", truth="third", z=0), 1000)
+    assert view.subject.truth == "third"
+    assert np.isfinite(read_map(mine, Request(name="otsu", z=0, metric="level"), 1000).values).all()
+    with pytest.raises(ConfigError, match=r"has the truths groundtruth, second, third; choose one with --truth"):
+        read_map(mine, Request(name="otsu", z=0), 1000)
+
+
+def test_name_that_is_no_text_is_drawn(mine, tmp_path):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.zarr"))
+    mine.path.rename(strange)
+    for kind in ("overview", "map", "histogram"):
+        assert kesm("figure", kind, strange, "--name", "otsu", "--out", tmp_path / f"{kind}.png").code == 0
+
+
 def test_several_truths_are_named(mine):
-    mine.staging.mkdir()
-    truth, ledger = mine.create_truth("second", MAPPING)
-    ledger.record(0, truth.write_slice(0, np.full(SHAPE[1:], 255, np.uint8), mine.staging), "0.png", 0)
-    mine.publish_label("second")
+    add_truth(mine, "second")
     view = read_overlay(mine, Request(name="otsu", z=0), 1000)  # the one that it was compared with
     assert view.subject.truth == "groundtruth"
     assert read_overlay(mine, Request(name="otsu", truth="second"), 1000).subject.box.start[0] == 0

@@ -101,7 +101,7 @@ def test_what_nobody_annotated_is_transparent():
     assert [colour["rgba"][3] for colour in colours if colour["label-value"] == 255] == [255]
 
 
-lengths = st.floats(1e-6, 1e6)
+lengths = st.floats(1e-3, 1e6)
 
 
 @settings(deadline=None, max_examples=25)
@@ -109,3 +109,8 @@ lengths = st.floats(1e-6, 1e6)
 def test_a_voxel_size_is_read_back(size, levels):
     assert voxel_size(image_metadata("brain", levels, size, "local mean")) == size
     assert voxel_size(image_metadata("brain", levels, None, "local mean")) is None
+
+
+@pytest.mark.parametrize("length", [0.0, -1.0, 9e-4, 1.1e6, float("nan"), float("inf")])
+def test_a_length_that_no_voxel_has_is_as_if_there_were_none(length):
+    assert voxel_size(image_metadata("brain", 1, (1.0, length, 1.0), "local mean")) is None

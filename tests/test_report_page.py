@@ -580,6 +580,18 @@ def test_too_many_tiles_share_cells(monkeypatch):
     assert columns["level"] == pytest.approx(tiles.level[corner].mean())
 
 
+@pytest.mark.parametrize("other", ["done", "no signal", "pending"])
+def test_failed_tile_is_seen_in_the_cell_of_others(monkeypatch, other):
+    monkeypatch.setattr("pipeline.webpage.tilemap.MAP_CELLS", 1)
+    tiles = random_census((1, 1, 2))
+    kind = {"done": Status.DONE, "pending": Status.PENDING, "no signal": Status.DONE}[other]
+    done = np.array([[[kind == Status.DONE, False]]])
+    signal = np.full((1, 1, 2), Signal.NONE if other == "no signal" else Signal.NOT_ASKED, np.uint8)
+    status = np.array([[[kind, Status.FAILED]]], np.uint8)
+    (state,) = decoded(make_map(replace(tiles, done=done, signal=signal, status=status)).columns["state"])
+    assert STATES[int(state)] == "failed"
+
+
 # Pictures
 
 

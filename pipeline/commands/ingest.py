@@ -71,6 +71,7 @@ def ingest(
 def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
     """``1,0.7,0.6`` as three lengths in micrometres."""
     from pipeline.errors import ConfigError
+    from pipeline.geometry import LARGEST_UM, SMALLEST_UM, is_voxel_side
 
     if text is None:
         return None
@@ -78,8 +79,10 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
         z, y, x = (float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(f"--voxel-size: got {text!r}, expected z,y,x in micrometres, such as 1,0.7,0.6") from error
-    if not all(0 < length < float("inf") for length in (z, y, x)):
-        raise ConfigError(f"--voxel-size: got {text!r}, lengths must be positive")
+    if not all(map(is_voxel_side, (z, y, x))):
+        raise ConfigError(
+            f"--voxel-size: got {text!r}, expected micrometres, each from {SMALLEST_UM:g} to {LARGEST_UM:,.0f}"
+        )
     return z, y, x
 
 

@@ -88,7 +88,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Swatch:
-    """An entry of a legend: a colour, or None for an entry of words."""
+    """An entry of a legend: a colour, and its words."""
 
     colour: str
     text: str

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.figures.subject import Request, Subject, done_slices, find_subject, one_slice, truth_slices
-from pipeline.findings.census import MEASURES, Census, census
+from pipeline.findings.census import MEASURES, Census, choose_truth
 from pipeline.geometry import Box, Grid, Triple
 from pipeline.kernels.confusion import SCORES, Counts
 from pipeline.storage.keys import valid_tiles
@@ -129,8 +129,8 @@ def _tile_counts(subject: Subject, found: Census | None) -> Counts | None:
 def read_profile(volume: Volume, request: Request, pixels: int) -> Profile:  # noqa: ARG001  (as all kinds)
     """Tiles of a run, for its profile over the slices."""
     subject = find_subject(volume, request, needs_run=True)
-    found = subject.census(request.truth)
-    return Profile(replace(subject, truth=found.truth), found)
+    truth = choose_truth(volume, subject.run, request.truth)
+    return Profile(replace(subject, truth=truth), subject.census(truth))
 
 
 def read_map(volume: Volume, request: Request, pixels: int) -> TileMap:
@@ -138,9 +138,11 @@ def read_map(volume: Volume, request: Request, pixels: int) -> TileMap:
     if request.metric not in MAP_SCORES:
         raise ConfigError(f"--metric: got {request.metric!r}, expected one of: {', '.join(MAP_SCORES)}")
     subject = find_subject(volume, request, needs_run=True)
+    truth = request.truth
     if request.metric in SCORES:
         subject.require_truth(", or show what needs none: `--metric level`")
-    found = subject.census(request.truth)
+        truth = choose_truth(volume, subject.run, truth)
+    found = subject.census(truth)
     values = _numbers(found, request.metric)
     known = np.zeros(volume.shape[0], np.bool_)
     known[found.tiles.start[0] : found.tiles.stop[0]] = ~np.isnan(values).all(axis=(1, 2))
@@ -148,20 +150,21 @@ def read_map(volume: Volume, request: Request, pixels: int) -> TileMap:
     if not known.any() or (asked is not None and not known[asked]):
         there = "" if asked is None else f" of slice {asked}"
         found.require_readable(f"no tile{there} has a {request.metric} in run {subject.run!r}")
-        others = "" if asked is None else _other_slices(volume, subject.run, request)
+        whole = replace(subject, box=Box.whole(volume.shape))
+        others = "" if asked is None else _other_slices(whole, truth, request.metric)
         raise MissingInputError(f"{volume.path}: no tile{there} has a {request.metric} in run {subject.run!r}{others}")
     subject = one_slice(subject, request, [known])
     z = subject.box.start[0]
     require_slice(volume, z)
     excerpt = read_excerpt(volume, found.grid.round_out(subject.box), pixels, request.level)
     return TileMap(
-        replace(subject, truth=found.truth), excerpt, request.metric, values[z - found.tiles.start[0]],
+        replace(subject, truth=truth), excerpt, request.metric, values[z - found.tiles.start[0]],
         replace(found.tiles, start=(z, *found.tiles.start[1:]), stop=(z + 1, *found.tiles.stop[1:])), found.grid,
     )  # fmt: skip
 
 
-def _other_slices(volume: Volume, name: str, request: Request) -> str:
-    values = _numbers(census(volume, name, request.truth), request.metric)
+def _other_slices(subject: Subject, truth: str | None, metric: str) -> str:
+    values = _numbers(subject.look(truth), metric)
     there = np.flatnonzero(~np.isnan(values).all(axis=(1, 2))).tolist()
     return f"; slices that have one: {spans(there)}"
 

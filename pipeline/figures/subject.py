@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, MissingInputError, RegionError
-from pipeline.findings.census import Census, census, choose_run, compared_truths, latest_run
+from pipeline.findings.census import Census, choose_run, compared_truths, latest_run, take_census
 from pipeline.geometry import Box, Grid, Triple
+from pipeline.printable import printable
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.keys import valid_tiles
-from pipeline.storage.tables import RunTables, run_names
+from pipeline.storage.tables import RunTables, run_names, source_run
 from pipeline.storage.volume import Volume
 
 
@@ -69,7 +70,7 @@ class Subject:
     @property
     def title(self) -> str:
         """The volume's name, for a person."""
-        return self.volume.path.name
+        return printable(self.volume.path.name)
 
     @property
     def run(self) -> str:
@@ -86,10 +87,9 @@ class Subject:
 
     @property
     def recipe(self) -> Recipe:
-        """What made the mask; the default where there is no run."""
-        if self.name is None or self.name not in run_names(self.volume):
-            return Recipe()
-        return Recipe.model_validate(RunTables(self.volume, self.name).recipe)
+        """What made the mask, or what that was derived from; the default where there is no run."""
+        run = None if self.name is None else source_run(self.volume, self.name)
+        return Recipe() if run is None else Recipe.model_validate(RunTables(self.volume, run).recipe)
 
     @property
     def where(self) -> str:
@@ -117,10 +117,14 @@ class Subject:
         return self.truth
 
     def look(self, truth: str | None) -> Census:
-        """What the run knows of the tiles; what cannot be read is kept."""
-        found = census(self.volume, self.run, truth, self.box)
-        self.damage.extend(part for part in found.damage if part not in self.damage)
+        """What the run knows of the tiles, and of their comparison with a truth; what cannot be read is kept."""
+        found = take_census(self.volume, RunTables(self.volume, self.run), truth, self.box)
+        self.keep(found.damage)
         return found
+
+    def keep(self, damage: Iterable[tuple[Box, str]]) -> None:
+        """Keep what could not be read, to be told once."""
+        self.damage.extend(part for part in damage if part not in self.damage)
 
     def census(self, truth: str | None) -> Census:
         """As `look`, of tiles of which some are done.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamageError, MissingInputError
 from pipeline.figures.subject import Request, Subject, find_subject, one_slice, truth_slices
-from pipeline.findings.census import census
+from pipeline.findings.census import Census, choose_truth
+from pipeline.findings.salvage import Salvage
 from pipeline.geometry import Box, Grid
 from pipeline.kernels.bins import WINDOWED_LEVELS, bin_tops, rebin
 from pipeline.kernels.confusion import Counts, scores
@@ -22,6 +23,7 @@ from pipeline.methods.comparison import ceiling, tile_counts
 from pipeline.segmentation.scene import Scene
 from pipeline.segmentation.window import covered_planes
 from pipeline.settings.recipe import Recipe
+from pipeline.storage.store import BY_A_RUN
 from pipeline.storage.tables import RunTables
 from pipeline.storage.volume import Volume
 from pipeline.views.excerpt import Excerpt, read_excerpt, require_slice
@@ -95,32 +97,56 @@ def read_distribution(volume: Volume, request: Request, pixels: int) -> Distribu
     """Grey levels of the tiles of a region, and the levels that methods find in them all together."""
     subject = find_subject(volume, request, needs_run=True)
     tables, recipe = RunTables(volume, subject.run), subject.recipe
-    truth = subject.truth if subject.truth in tables.truths() else None
-    if request.truth is not None and truth is None:
-        census(volume, subject.run, request.truth)  # says so
+    known = subject.truth if subject.truth in tables.truths() else None
+    truth = choose_truth(volume, subject.run, request.truth or known)
     found = subject.census(truth)
     dark = recipe.foreground == "dark"
     window = volume.filtered_window(dark)
-    table = np.zeros((3, WINDOWED_LEVELS), np.int64)
+    shown = found.done
     if truth is not None:
-        for z, of_slice in enumerate(found.done, found.tiles.start[0]):
-            if of_slice.any():
-                cells = Box((z, *found.tiles.start[1:]), (z + 1, *found.tiles.stop[1:]))
-                table += tables.truth(truth).histogram.read(cells.slices)[0][of_slice].sum(axis=0, dtype=np.int64)
+        table, shown = _traced_greys(subject, tables, truth, found)
     elif subject.box == Box.whole(volume.shape) or tables.block == (1, *volume.shape[1:]) == subject.box.shape:
-        blocks = tables.grids.blocks.cover(subject.box)
-        table[UNLABELLED] = tables.grey.read(blocks.slices).sum(axis=(0, 1, 2))
+        table = _all_greys(subject, tables)
     elif subject.box.shape[0] == 1 and found.tiles.size == 1:
+        table = np.zeros((3, WINDOWED_LEVELS), np.int64)
         table[UNLABELLED] = _bins(_filtered(volume, recipe, subject.box)[1], window)
     else:
         raise MissingInputError(
             f"{volume.path}: run {subject.run!r} was compared with no truth, so grey levels are known of the whole "
             "volume and of one tile (--at) only; leave out the region, or compare it with `kesm run --truth`"
         )
-    levels = found.level[~np.isnan(found.level)]
+    if subject.damage and not table.any():
+        box, reason = subject.damage[0]
+        raise DamageError(f"{volume.path}: no grey levels of {subject.where} can be read: {box}: {reason}; {BY_A_RUN}")
+    levels = found.level[shown & ~np.isnan(found.level)]
     own = (float(levels.min()), float(np.median(levels)), float(levels.max())) if levels.size else None
-    counts = None if found.counts is None else Counts(*found.counts.sum(axis=(0, 1, 2)).tolist())
+    counts = None if found.counts is None else Counts(*found.counts[shown].sum(axis=0).tolist())
     return Distribution(replace(subject, truth=truth), table, bin_tops(window), dark, method_levels(table), own, counts)
+
+
+def _traced_greys(
+    subject: Subject, tables: RunTables, truth: str, found: Census
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Sum of the joint tables of tiles, (3, levels), and of which: those that are done and can be read."""
+    table, shown = np.zeros((3, WINDOWED_LEVELS), np.int64), found.done.copy()
+    for at, z in enumerate(range(found.tiles.start[0], found.tiles.stop[0])):
+        if shown[at].any():
+            salvage = Salvage(tables, Box((z, *found.tiles.start[1:]), (z + 1, *found.tiles.stop[1:])))
+            (tiles,) = salvage.read(tables.truth(truth).histogram)
+            shown[at] &= salvage.readable[0]
+            table += tiles[shown[at]].sum(axis=0, dtype=np.int64)
+            subject.keep(salvage.damage)
+    return table, shown
+
+
+def _all_greys(subject: Subject, tables: RunTables) -> NDArray[np.int64]:
+    """Grey levels of whole blocks, (3, levels), as far as they can be read."""
+    table, blocks = np.zeros((3, WINDOWED_LEVELS), np.int64), tables.grids.blocks
+    for block in blocks.cover(subject.box):
+        greys, reasons = tables.grey.survey(Box(block, tuple(np.add(block, 1).tolist())).slices)
+        table[UNLABELLED] += greys[0, 0, 0]
+        subject.keep([(blocks.box(block), reason) for reason in reasons])
+    return table
 
 
 def read_curves(volume: Volume, request: Request, pixels: int) -> Distribution:

@@ -155,14 +155,6 @@ def write_csv(path: Path, parts: Iterator[list[Values]]) -> int:
     return written
 
 
-def markdown() -> str:
-    """The columns as the table of docs/files.md."""
-    lines = ["| column | type | what |", "| --- | --- | --- |"]
-    return (
-        "\n".join([*lines, *(f"| `{column.name}` | {column.kind} | {column.meaning} |" for column in COLUMNS)]) + "\n"
-    )
-
-
 def _cells(axis: int, in_voxels: bool) -> Callable[[Part], NDArray[Any]]:
     """Index of each tile along an axis, or the first of its voxels."""
 

@@ -14,6 +14,7 @@ from pipeline.findings.columns import COLUMNS, rows, write_csv
 from pipeline.findings.parquet import check_parquet, write_parquet
 from pipeline.geometry import Box
 from pipeline.kernels.confusion import Undefined
+from pipeline.printable import printable
 from pipeline.storage.draft import check_place, draft_file
 from pipeline.storage.volume import Volume
 
@@ -128,7 +129,7 @@ def write_sheet(volume: Volume, topic: Topic, out: Path, replace: bool = False) 
     found = census(volume, name, topic.truth, whole)
     tiles = found.grid.cover(box)
     parts = rows(found, tiles, volume.voxel_size_um, undefined)
-    about = {"volume": str(volume.path), "run": name, "truth": found.truth or "", "undefined": undefined}
+    about = {"volume": printable(str(volume.path)), "run": name, "truth": found.truth or "", "undefined": undefined}
     with draft_file(out, replace) as partial:
         is_csv = out.suffix.lower() == ".csv"
         written = write_csv(partial, parts) if is_csv else write_parquet(partial, parts, about)

@@ -17,6 +17,7 @@ from math import isclose
 from xml.etree import ElementTree as ET
 
 from pipeline.errors import ConfigError
+from pipeline.geometry import is_voxel_side
 from pipeline.images.pixels import Page, StatedSize
 from pipeline.storage.ome import VoxelSize
 
@@ -29,8 +30,6 @@ _MICROMETRES = {
     "cm": 1e4,
     "m": 1e6,
 }
-
-_SMALLEST, _LARGEST = 1e-6, 1e6  # a picometre and a metre: no microscope's, though finite
 
 _ROUNDING = 1e-3  # of a length: one program writes 0.35, the next the fraction of its resolution tag
 _DIGITS = 12  # 350 nm are 0.35 um, and not 0.35000000000000003
@@ -122,7 +121,7 @@ def _length(value: str | float | None, unit: str, digits: int = _DIGITS) -> floa
         length = float(f"{float(value or 0) * _MICROMETRES[unit]:.{digits}g}")
     except (KeyError, ValueError):
         return None
-    return length if _SMALLEST < length < _LARGEST else None
+    return length if is_voxel_side(length) else None
 
 
 def show_size(size: StatedSize) -> str:

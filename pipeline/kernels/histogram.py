@@ -320,7 +320,7 @@ def counts_above(table: NDArray[Any], level: float) -> tuple[int, int, int, int]
     table
         ``(3, levels)`` of any integer dtype, see `joint_histogram`.
     level
-        Grey level; NaN means an empty mask, as in `binarize`.
+        Grey level; NaN means an empty mask, as in `masks.binarize_tiles`.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
 from pipeline.errors import RegionError
-from pipeline.geometry import Box, Triple
+from pipeline.geometry import LARGEST_UM, SMALLEST_UM, Box, Triple, is_voxel_side
 from pipeline.kernels.confusion import Undefined
 from pipeline.kernels.flags import FLAG_NAMES, Flag, flag_of
 from pipeline.settings.model import Frozen, of_keys, of_kind, parse_name, show
@@ -133,10 +133,13 @@ def _parse_channel(channel: object) -> object:
 def _parse_voxel_size(size: object) -> object:
     lengths = list(size) if isinstance(size, list | tuple) else []
     if size is None or (
-        len(lengths) == 3 and all(type(length) in (int, float) and 0 < length < float("inf") for length in lengths)
+        len(lengths) == 3 and all(type(length) in (int, float) and is_voxel_side(length) for length in lengths)
     ):
         return size
-    raise ValueError(f"got {show(size)}, expected [z, y, x] in micrometres, such as [1, 0.7, 0.6]")
+    raise ValueError(
+        f"got {show(size)}, expected [z, y, x] in micrometres, each from {SMALLEST_UM:g} to {LARGEST_UM:,.0f}, such as "
+        "[1, 0.7, 0.6]"
+    )
 
 
 Duration = Annotated[

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.geometry import is_voxel_side
+
 VERSION = "0.5"
 VoxelSize = tuple[float, float, float]
 
@@ -66,12 +68,12 @@ def confusion_metadata(name: str, levels: int, voxel_size_um: VoxelSize | None) 
 
 
 def voxel_size(metadata: dict[str, Any]) -> VoxelSize | None:
-    """Voxel size in micrometres that an image's metadata states, or None."""
+    """Voxel size in micrometres that an image's metadata states, or None: also of lengths that no voxel has."""
     scales = metadata["multiscales"][0]
     if any(axis.get("unit") != "micrometer" for axis in scales["axes"]):
         return None
     z, y, x = scales["datasets"][0]["coordinateTransformations"][0]["scale"]
-    return float(z), float(y), float(x)
+    return (float(z), float(y), float(x)) if all(map(is_voxel_side, (z, y, x))) else None
 
 
 def _transformations(level: int, size: VoxelSize) -> list[dict[str, Any]]:

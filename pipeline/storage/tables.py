@@ -348,6 +348,13 @@ def run_names(volume: Volume) -> list[str]:
     return [name for name in names if (volume.path / "tiles" / name / "status" / "zarr.json").is_file()]
 
 
+def source_run(volume: Volume, mask: str) -> str | None:
+    """The run that a mask is of, or that a label was derived from; None of what no run made."""
+    info = volume.labels().get(mask)
+    run = info.run if info is not None and info.kind == "derived" else mask
+    return run if run in run_names(volume) else None
+
+
 def way_on(volume: Path, name: str) -> str:
     """What makes a run go on, for a message: another recipe is refused, so no shorter command will do."""
     return f"give the command that started it again (`kesm status {volume} --provenance {name}` shows it)"

@@ -102,8 +102,14 @@ class Excerpt:
 
 
 def choose_level(shape: tuple[int, int], levels: int, pixels: int) -> int:
-    """First level at which both sides, of (y, x) voxels, have at most so many pixels; the last if none has."""
-    return next((level for level in range(levels) if ceil_div(max(shape), 1 << level) <= pixels), levels - 1)
+    """First level at which both sides, of (y, x) voxels, have at most so many pixels, and all at most `MOST_PIXELS`."""
+
+    def fits(level: int) -> bool:
+        step = 1 << level
+        height, width = (ceil_div(length - 1, step) + 1 for length in shape)  # at most, wherever they begin
+        return ceil_div(max(shape), step) <= pixels and height * width <= MOST_PIXELS
+
+    return next(filter(fits, range(levels)), levels - 1)
 
 
 def read_excerpt(

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ShapeMismatchError, UnsupportedImageError
 from pipeline.kernels.histogram import TRUTH_BACKGROUND, TRUTH_VESSEL
+from pipeline.storage.confusion_label import FN, FP, TP
 
 Colour = tuple[int, int, int]
 Kinds = NDArray[np.uint8]
 CYAN, MAGENTA, YELLOW, BLACK = (0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0)
 KINDS = ("tp", "fp", "fn")
-PLAIN, TP, FP, FN, TN = range(5)  # what a pixel is; PLAIN is what nobody annotated
+PLAIN, TN = 0, 4  # what a pixel is, beside what the label of a confusion holds; PLAIN is what nobody annotated
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})")
 
 

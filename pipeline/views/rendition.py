@@ -24,7 +24,7 @@ from pipeline.storage.painting import Painting
 from pipeline.storage.pyramid import Pyramid, reduce_label
 from pipeline.storage.store import ABSENT, ALL_FILL, ShardedArray
 from pipeline.storage.table import Table
-from pipeline.storage.tables import RunTables, Status, run_names
+from pipeline.storage.tables import RunTables, Status, run_names, source_run
 from pipeline.storage.volume import Volume
 
 Flags = NDArray[np.bool_]
@@ -129,9 +129,8 @@ def open_outside(volume: Volume, mask: str | None) -> Callable[[Box], Flags] | N
     """
     if mask is None:
         return None
-    info = volume.labels().get(mask)
-    run = info.run if info is not None and info.kind == "derived" else mask
-    if run not in run_names(volume):
+    run = source_run(volume, mask)
+    if run is None:
         return None
     valid = Recipe.model_validate(RunTables(volume, run).recipe).valid
     if valid is None:

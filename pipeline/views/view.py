@@ -140,7 +140,7 @@ class View:
 
     def _dimension(self, axis: int) -> list[Any]:
         # In metres with few digits: 0.7 * 1e-6 is 7e-07 and not 6.999999999999999e-07.
-        return [1, ""] if self.voxel_size_um is None else [float(f"{self.voxel_size_um[axis]:.12g}e-6"), "m"]
+        return [1, ""] if self.voxel_size_um is None else [float(f"{self.voxel_size_um[axis] * 1e-6:.12g}"), "m"]
 
     def _layer(self, layer: Layer, root: str) -> dict[str, Any]:
         source = f"{root}{VOLUME}{layer.folder}|zarr3:"

@@ -13,9 +13,10 @@ from pipeline.findings.census import Census
 from pipeline.geometry import Box, Triple, ceil_div
 from pipeline.images.pixels import encode_png, encode_webp
 from pipeline.kernels.confusion import Counts
+from pipeline.storage.confusion_label import FN, FP, TP
 from pipeline.storage.volume import Volume
 from pipeline.views.excerpt import to_grey
-from pipeline.views.overlay import FN, FP, PALETTES, PLAIN, TN, TP, classify
+from pipeline.views.overlay import PALETTES, PLAIN, TN, classify
 from pipeline.views.rendition import open_rendition, read_compared
 
 WORST, BEST, RANDOM = 50, 20, 20

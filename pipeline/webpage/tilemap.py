@@ -22,7 +22,7 @@ MAP_CELLS = 460_000
 EXACT_CELLS = 8192
 """Up to here a map keeps numbers as they are, and counts beside them."""
 
-STATES = ("absent", "pending", "done", "failed", "no signal")
+STATES = ("absent", "done", "no signal", "pending", "failed")  # where tiles share a cell, the last of them shows
 
 Values = NDArray[np.float64]
 
