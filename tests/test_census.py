@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipeline.settings.config import RunConfig
 from pipeline.storage.tables import RunTables, Signal, Status
 from pipeline.storage.volume import Volume
 from tests.builders import build_volume, run_config
+from tests.command import kesm
 
 SHAPE = (4, 600, 1100)  # 2 x 3 tiles a slice, those at the far edges cut; slices 0 and 2 are annotated
 CELLS = (4, 2, 3)
@@ -230,6 +232,36 @@ def test_run_that_was_worked_on_last_is_chosen(volume, tmp_path, monkeypatch):
 
 
 # damage
+
+
+@pytest.mark.parametrize("label", ["otsu-confusion", "otsu", "truth"])
+def test_metadata_of_a_label_that_cannot_be_read_stop_nothing_else(tmp_path, label):
+    volume = build_volume(tmp_path / "brain.zarr", (3, 300, 420))
+    run(run_config(volume, tile=128, confusion=True))
+    label = "groundtruth" if label == "truth" else label
+    (volume.path / "labels" / label / "zarr.json").write_text('{"a":')
+    status = kesm("status", volume.path, "--json")
+    (problem,) = status.document["problems"]
+    assert (status.code, [each["name"] for each in status.document["runs"]]) == (0, ["otsu"])
+    assert f"labels/{label}: its zarr.json cannot be read" in problem
+    assert kesm("tables", volume.path, "--out", tmp_path / "t.csv").code == 0
+    report = kesm("report", volume.path, "--out", tmp_path / "out")
+    assert report.code == 3
+    assert f"labels/{label}: its zarr.json cannot be read" in report.err
+    assert kesm("verify", volume.path).code == 2
+    assert kesm("run", volume.path, "--name", "other").code == 2  # nothing is written beside what is not known
+
+
+def test_truth_that_is_gone_is_named(tmp_path):
+    volume = build_volume(tmp_path / "brain.zarr", (3, 300, 420))
+    run(run_config(volume, tile=128))
+    shutil.rmtree(volume.path / "labels" / "groundtruth")
+    lost = r"run 'otsu' was compared with 'groundtruth': .*has no label 'groundtruth'; it has: otsu"
+    (problem,) = kesm("status", volume.path, "--json").document["problems"]
+    assert re.search(lost, problem)
+    report = kesm("report", volume.path, "--out", tmp_path / "out")
+    assert report.code == 3
+    assert re.search(lost, report.err)
 
 
 @pytest.mark.parametrize("table", ["vessel", "quality", "threshold", "signal", "status", "truth/groundtruth/counts"])

@@ -37,18 +37,20 @@ from pipeline.figures.canvas import (
     draw_pictures,
     format_of,
     length_text,
+    level_text,
     round_length,
     save,
     text_width,
     wrapped,
 )
 from pipeline.figures.exhibit import View, read_gallery, read_map, read_overlay, read_overview, read_profile
-from pipeline.figures.pictures import draw_overlay
+from pipeline.figures.pictures import draw_map, draw_overlay
 from pipeline.figures.subject import Subject
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
 from pipeline.geometry import Box
 from pipeline.kernels.confusion import Counts, scores
 from pipeline.kernels.histogram import joint_histogram
+from pipeline.kernels.threshold import LEVEL_OF
 from pipeline.phantom import Phantom
 from pipeline.segmentation.runs import run
 from pipeline.settings.config import RunConfig
@@ -296,6 +298,25 @@ def test_lost_shard_of_a_level_is_no_picture(mine, label):
         read_overlay(mine, Request(z=2, level=1), 1000)
 
 
+def test_lost_shard_of_the_image_at_a_level_is_no_picture(tmp_path):
+    wide = phantom_volume(tmp_path / "wide.zarr", (1, 64, 4200))
+    for level in (2, 1):  # the finest that is lost is named
+        (wide.path / f"{level}/c/0/0/0").unlink()
+        with pytest.raises(DamageError, match=rf"wide.zarr/{level}: shard c/0/0/0 is missing; restore it from a copy"):
+            read_overview(wide, Request(z=0, level=2), 1000)
+
+
+def test_what_is_too_dark_for_a_level_is_not_lost(tmp_path):
+    wide = phantom_volume(tmp_path / "wide.zarr", (1, 64, 4200))
+    wide.staging.mkdir(exist_ok=True)
+    speck = np.zeros((64, 4200), np.uint8)
+    speck[30, 30] = 1
+    wide.slices.record(0, wide.image.write_slice(0, speck, wide.staging), "0.png", 0)
+    assert [(wide.path / f"{level}/c/0/0/0").exists() for level in (0, 1, 2)] == [True, False, False]
+    for level in (1, 2):
+        assert not read_excerpt(wide, Box.of_slice(0, wide.shape), 1, level).image.any()
+
+
 def test_empty_shards_are_not_lost(mine):
     """Neither those of a truth that is not annotated there, nor those of a mask without vessels."""
     mine.staging.mkdir()
@@ -364,7 +385,7 @@ def test_coarse_overlay_shows_the_label_of_the_confusion(mine):
         " ".join(text.get_text() for text in draw_overlay(each, STYLE).findobj(Text)) for each in (view, approximate)
     )
     assert ("approximate" in by_label, "approximate" in by_eye) == (False, True)
-    assert "and shows the error that most of them are" in by_label
+    assert "where any is wrong or missed, it shows that" in by_label
     fine = read_overlay(mine, Request(z=2, level=0), 1000).excerpt
     assert fine.errors is None
     RunTables(mine, "otsu").truth("groundtruth").confusion.pyramid_key.write((slice(2, 3),), 5)
@@ -750,10 +771,10 @@ def test_numbers_in_words():
         (("overlay", "V", "--slice", "3"), "--slice: got 3, the volume has slices 0 to 2"),
         (("overlay", "V", "--at", "0,600,0"), "--at: got 0,600,0, the volume has z,y,x below 3,600,700"),
         (("overlay", "V", "--at", "here"), "--at: got 'here'"),
-        (("overlay", "V", "--at", "0,0,0", "--slice", "0"), "--slice and --at: say the same thing twice"),
+        (("overlay", "V", "--at", "0,0,0", "--slice", "0"), "--slice and --at: each says which voxels"),
         (("overlay", "V", "--region", "z=0:2"), "z=0:2,.* 2 slices, and a picture shows one"),
         (("overlay", "V", "--region", "z=0:1,y=0:9000"), "region: got y=0:9000"),
-        (("overlay", "V", "--region", "z=0:1", "--slice", "2"), "--region and --slice: say the same"),
+        (("overlay", "V", "--region", "z=0:1", "--slice", "2"), "--region and --slice: each says which voxels"),
         (("overlay", "V", "--level", "2"), "--level: got 2, the volume has levels 0 to 1"),
         (("overlay", "V", "--alpha", "1.5"), "--alpha: got 1.5, expected a weight"),
         (("overlay", "V", "--dpi", "5"), "--dpi: got 5, expected 30 to 1200"),
@@ -872,6 +893,68 @@ def test_truth_that_a_run_was_not_compared_with_is_shown_where_it_is_named(mine)
     assert np.isfinite(read_map(mine, Request(name="otsu", z=0, metric="level"), 1000).values).all()
     with pytest.raises(ConfigError, match=r"has the truths groundtruth, second, third; choose one with --truth"):
         read_map(mine, Request(name="otsu", z=0), 1000)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores_", "scale"),
+    [
+        ("mcc", [-0.4, -0.2], (-0.4, -0.2)),
+        ("mcc", [-1.0, -1.0], (-1, 0)),
+        ("mcc", [-0.5, 0.9], (0, 0.9)),
+        ("mcc", [1.0, 1.0], (0, 1)),
+        ("f1", [0.25, np.nan], (0, 1)),
+        ("level", [80.0, 80.0], (76, 84)),
+    ],
+)
+def test_scale_of_a_map_is_within_what_there_is(volume, metric, scores_, scale):
+    found = read_map(volume, Request(name="otsu", z=0, metric=metric), 500)
+    values = np.full(found.values.shape, np.nan)
+    values.ravel()[:2] = scores_
+    colours = draw_map(replace(found, values=values), STYLE).axes[1]
+    assert colours.get_ylim() == pytest.approx(scale)
+
+
+def test_profile_says_why_a_panel_is_empty(mine):
+    run(run_config(mine, tile=SIDE, name="local", threshold={"method": "niblack", "size": 15}))
+    not_annotated = figures.draw("profile", mine, Request(name="otsu", region=Box((1, 0, 0), (2, *SHAPE[1:]))))
+    no_level = figures.draw("profile", mine, Request(name="local"))
+    words = [
+        [text.get_text() for text in figure.axes[place].texts] for figure, place in ((not_annotated, 0), (no_level, 1))
+    ]
+    assert words == [["nothing is annotated here"], ["this method has no level of tiles"]]
+
+
+def test_part_of_a_run_is_said(mine):
+    """Of the volume; lines of levels are open where nothing is done."""
+    run(run_config(mine, tile=SIDE, name="part", region={"z": [0, 1]}))
+    run(run_config(mine, tile=SIDE, name="part", region={"z": [2, 3]}))
+    for kind in ("histogram", "curves", "worst", "profile"):
+        texts = " ".join(text.get_text() for text in figures.draw(kind, mine, Request(name="part")).texts)
+        assert re.search(r"\b18 of 27 tiles done", texts), kind
+        texts = " ".join(text.get_text() for text in figures.draw(kind, mine, Request(name="otsu")).texts)
+        assert "tiles done" not in texts or kind == "profile"
+    profile = figures.draw("profile", mine, Request(name="part"))
+    for axes in profile.axes[1:]:
+        assert np.isnan(axes.lines[0].get_ydata()).tolist() == [False, True, False]
+
+
+def test_methods_without_a_level_are_named(mine):
+    flat = np.full(SHAPE[1:], 130, np.uint8)
+    flat[:4] = 128
+    mine.staging.mkdir(exist_ok=True)
+    mine.slices.record(1, mine.image.write_slice(1, flat, mine.staging), "1.png", 0)
+    trial = read_trial(mine, Request(name="otsu", z=1), 1)
+    assert "minimum" in trial.without
+    assert {attempt.method for attempt in trial.attempts} | set(trial.without) >= set(LEVEL_OF)
+    texts = " ".join(text.get_text() for text in figures.draw("try-all", mine, Request(name="otsu", z=1)).texts)
+    assert f"No level on this tile: {', '.join(trial.without)}." in texts
+
+
+@pytest.mark.parametrize(
+    ("level", "text"), [(48_620.0, "48620"), (65.7712, "65.77"), (79.0, "79"), (0.5, "0.5"), (-1.0, "-1")]
+)
+def test_level_is_written_out(level, text):
+    assert level_text(level) == text
 
 
 def test_name_that_is_no_text_is_drawn(mine, tmp_path):

@@ -191,7 +191,7 @@ def test_summary_shows_scores_and_counts():
     text = shown(result())
     for words in ("run otsu", "0.9924", "0.9787", "0.7502", "0.8493", "0.8534", "5,595", "254,564", "262,144"):
         assert words in text
-    for words in ("mean of 1 tiles", "79 (79 to 79)", "1 of 1"):
+    for words in ("mean of 1 tile", "79 (79 to 79)", "1 of 1"):
         assert words in text
     assert "pending" not in text
     assert "undefined" not in text

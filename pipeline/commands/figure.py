@@ -69,14 +69,14 @@ def figure(
         opened, place = Volume(volume), None if at is None else parse_at(at)
         box = region_box(region, opened)
         request = figures.Request(name, truth, box, slice_, place, level, metric or "mcc")
-        drawn, damage = figures.draw_readable(kind, opened, request, style)
+        drawn, subject = figures.draw_subject(kind, opened, request, style)
         figures.save(drawn, file)
         if as_json:
-            about = {"kind": kind, "volume": str(opened.path), "file": str(file), "format": ending}
-            show_json({"schema": 1, **about, "bytes": file.stat().st_size})
+            about = {"kind": kind, "volume": str(opened.path), "name": subject.name, "truth": subject.truth}
+            show_json({"schema": 1, **about, "file": str(file), "format": ending, "bytes": file.stat().st_size})
         else:
             show_lines(f"wrote {file}")
-        for where, reason in damage:
+        for where, reason in subject.damage:
             say(f"not read, and not shown: {where}: {reason}")
-        if damage:
+        if subject.damage:
             raise typer.Exit(EXIT_PARTIAL)

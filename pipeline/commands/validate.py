@@ -113,9 +113,10 @@ def show_validation(validation: Validation, title: str) -> None:
     from pipeline.terminal.results import failure_lines, score_rows, shape_lines, shape_rows, summary_rows
 
     summary = validation.summary
+    tiles = summary.macro.tiles if summary.macro else 0
     rows = (*score_rows(summary), *shape_rows(validation), *summary_rows(summary))
     show_lines(
-        f"{title}: volume, mean of {summary.macro.tiles if summary.macro else 0} tiles",
+        f"{title}: volume, mean of {tiles} tile{'s' * (tiles != 1)}",
         *(f"{name:<18}" + "".join(f"{value:>24}" for value in values) for name, *values in rows),
         *shape_lines(validation),
         *(f"failed: {line}" for line in failure_lines(summary.failures)),

@@ -9,7 +9,7 @@ Figures are made without pyplot: no state is shared, and nobody's settings chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -30,12 +30,11 @@ from pipeline.figures.pictures import (
     draw_overview,
     draw_trial,
 )
-from pipeline.figures.subject import Request
+from pipeline.figures.subject import Request, Subject
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
-from pipeline.geometry import Box
 from pipeline.storage.volume import Volume
 
-__all__ = ["KINDS", "Kind", "Request", "Style", "draw", "draw_readable", "find_kind", "format_of", "save"]
+__all__ = ["KINDS", "Kind", "Request", "Style", "draw", "draw_subject", "find_kind", "format_of", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +110,11 @@ def draw(kind: str, volume: Volume, request: Request = Request(), style: Style =
     ConfigError, MissingInputError, RegionError
         If something that it needs does not exist, or is not named where there are several.
     """
-    return draw_readable(kind, volume, request, style)[0]
+    return draw_subject(kind, volume, request, style)[0]
 
 
-def draw_readable(
-    kind: str, volume: Volume, request: Request, style: Style
-) -> tuple[Figure, Sequence[tuple[Box, str]]]:
-    """As `draw`; also voxels and reason of what could not be read of the run's tables, which the figure leaves out."""
+def draw_subject(kind: str, volume: Volume, request: Request, style: Style) -> tuple[Figure, Subject]:
+    """As `draw`; also what is shown, and what could not be read of the run's tables, which the figure leaves out."""
     found = find_kind(kind)
     shown = found.read(volume, request, round(found.side * style.dpi))
-    return found.draw(shown, style), shown.subject.damage
+    return found.draw(shown, style), shown.subject

@@ -5,10 +5,21 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from pipeline.figures.canvas import MARGIN, TEXT_PT, TITLE_PT, Page, Style, line_height, settings, wrapped
+from pipeline.figures.canvas import (
+    MARGIN,
+    TEXT_PT,
+    TITLE_PT,
+    Page,
+    Style,
+    level_text,
+    line_height,
+    settings,
+    share_text,
+    wrapped,
+)
 from pipeline.figures.exhibit import Profile as Exhibit
 from pipeline.figures.pictures import NAMES
 from pipeline.figures.tryout import Distribution
@@ -48,6 +59,7 @@ def draw_histogram(found: Distribution, style: Style) -> Figure:
                         label=None if filled else words)  # fmt: skip
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda voxels, _: f"{voxels:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(0.5, float(found.table.max()) * 2)
         if found.own is not None:
             low, middle, high = found.own
@@ -56,7 +68,7 @@ def draw_histogram(found: Distribution, style: Style) -> Figure:
         for index, (method, level) in enumerate(found.levels.items()):
             grey = found.grey(level)
             score = scores(found.counts_at(level)).mcc if found.split else None
-            words = f"{method}: {grey:.4g}" + ("" if score is None else f", MCC {score:.3f}")
+            words = f"{method}: {level_text(grey)}" + ("" if score is None else f", MCC {score:.3f}")
             axes.axvline(grey + 0.5, color=COLOURS[index], linestyle=DASHES[index], linewidth=1.6, label=words)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_xlabel("grey level after the filter" + (" (inverted: vessels are bright)" if found.dark else ""))
@@ -111,7 +123,7 @@ def draw_profile(profile: Exhibit, style: Style) -> Figure:
     with settings():
         parts = 3 if found.counts is not None else 2
         against = f" against {found.truth}" if found.truth else ""
-        done = f"{int(found.done.sum()):,} of {found.done.size:,} tiles done"
+        done = "{:,} of {:,} tiles done".format(*found.share)
         title, note = f"{subject.title}, {subject.where}: slice by slice", f"run {found.name}{against}, {done}"
         figure = _sheet(title, note, (8.6, 0.4 + 1.9 * parts), style)
         panels = list(np.atleast_1d(figure.subplots(parts, 1, sharex=True)))
@@ -136,44 +148,56 @@ def draw_profile(profile: Exhibit, style: Style) -> Figure:
 def _plot_scores(axes: Axes, slices: NDArray[np.int64], found: Profile) -> None:
     for number, name in enumerate(PROFILE_SCORES):
         _plot(axes, slices, found.score(name), NAMES[name], number)
+    if np.isnan(found.scores).all():
+        _say_none(axes, "nothing is annotated here")
     axes.set_ylabel("score of the slice")
     axes.set_ylim(min(0.0, float(np.nanmin(found.scores, initial=0.0))) - 0.03, 1.03)
 
 
 def _plot_levels(axes: Axes, slices: NDArray[np.int64], found: Profile) -> None:
+    axes.set_ylabel("level, grey levels")
+    if np.isnan(found.middle).all():
+        _say_none(axes, "this method has no level of tiles")
+        axes.yaxis.set_major_locator(NullLocator())
+        return
     axes.fill_between(slices, found.low, found.high, color="#0072b2", alpha=0.15, linewidth=0,
                       label="lowest to highest")  # fmt: skip
-    _plot(axes, slices, found.middle, "median of tiles", 0)
-    if np.isnan(found.middle).all():
-        axes.text(0.5, 0.5, "this method has no level of tiles", transform=axes.transAxes, ha="center", va="center")
-        axes.yaxis.set_major_locator(NullLocator())
-    axes.set_ylabel("level, grey levels")
+    _plot(axes, slices, found.middle, "median of tiles", 0, gaps=True)
 
 
 def _plot_vessel(axes: Axes, slices: NDArray[np.int64], found: Profile) -> None:
-    _plot(axes, slices, found.vessel, "mask, where annotated" if found.where_annotated else "mask", 0)
+    _plot(axes, slices, found.vessel, "mask, where annotated" if found.where_annotated else "mask", 0,
+          gaps=not found.where_annotated)  # fmt: skip
     _plot(axes, slices, found.truth, "truth, where annotated", 5)
 
 
-def _plot(axes: Axes, slices: NDArray[np.int64], values: NDArray[np.float64], label: str, number: int) -> None:
-    """Plot a line over the slices that have a value; what is annotated here and there is joined by a thin line."""
+def _say_none(axes: Axes, why: str) -> None:
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center")
+
+
+def _plot(
+    axes: Axes, slices: NDArray[np.int64], values: NDArray[np.float64], label: str, number: int, gaps: bool = False
+) -> None:
+    """Plot a line over the slices; what is annotated here and there is joined by a thin line, unless gaps are shown."""
     known = ~np.isnan(values)
     if not known.any():
         return
     few = known.sum() <= 80
+    shown = np.ones_like(known) if gaps else known
     axes.plot(
-        slices[known], values[known], color=COLOURS[number], linewidth=1.2 if known.all() else 0.9, label=label,
+        slices[shown], values[shown], color=COLOURS[number], linewidth=1.2 if known.all() else 0.9, label=label,
         linestyle=DASHES[number % 4], marker=MARKERS[number] if few else None, markersize=4,
     )  # fmt: skip
 
 
 def _operating_points(found: Distribution) -> list[tuple[str, Counts]]:
     points = [
-        (f"{method}: level {found.grey(level):.4g}", found.counts_at(level)) for method, level in found.levels.items()
+        (f"{method}: level {level_text(found.grey(level))}", found.counts_at(level))
+        for method, level in found.levels.items()
     ]
     best = ceiling(found.table)
     if best is not None:
-        points.append((f"best level: {found.grey(best.level):.4g}", found.counts_at(best.level)))
+        points.append((f"best level: {level_text(found.grey(best.level))}", found.counts_at(best.level)))
     if found.counts is not None:
         points.append((f"run {found.subject.name} as it is", found.counts))
     return points
@@ -183,7 +207,7 @@ def _run_text(found: Distribution, table: NDArray[np.int64]) -> str:
     subject = found.subject
     against = f" against {subject.truth}" if subject.truth else ""
     what = "annotated voxels" if len(table) == UNLABELLED else "voxels"
-    return f"run {subject.name}{against}, {int(table.sum()):,} {what}"
+    return f"run {subject.name}{against}, {int(table.sum()):,} {what}{share_text(found.share)}"
 
 
 def _sheet(title: str, note: str, size: tuple[float, float], style: Style) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,12 +63,13 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """The worst and the best tiles."""
+    """The worst and the best tiles; and how many are done, of all."""
 
     subject: Subject
     metric: str
-    worst: list[Sample] = field(default_factory=list)
-    best: list[Sample] = field(default_factory=list)
+    worst: list[Sample]
+    best: list[Sample]
+    share: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,9 @@ def read_gallery(volume: Volume, request: Request, pixels: int) -> Gallery:  # n
     best = [cell for cell in found.ranked(request.metric, BEST, worst=False) if cell not in worst]
     if not worst and not best:
         raise MissingInputError(
-            f"{volume.path}: no annotated tile of {subject.where} has any vessel in its truth or its mask; choose "
-            "another --region"
+            f"{volume.path}: no annotated tile of {subject.where} has any vessel in its truth or its mask"
+            f"{subject.elsewhere}"
         )
-    return Gallery(subject, request.metric, [sample(cell) for cell in worst], [sample(cell) for cell in best])
+    return Gallery(
+        subject, request.metric, [sample(cell) for cell in worst], [sample(cell) for cell in best], found.share
+    )

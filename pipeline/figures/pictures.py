@@ -24,8 +24,10 @@ from pipeline.figures.canvas import (
     Swatch,
     draw_pictures,
     hexadecimal,
+    level_text,
     line_height,
     settings,
+    share_text,
     wrapped,
 )
 from pipeline.figures.exhibit import Gallery, Sample, TileMap, View
@@ -74,7 +76,7 @@ def draw_overlay(view: View, style: Style) -> Figure:
     pixels = blend(excerpt.image, excerpt.kinds(), style.alpha, style.palette)
     notes = [f"run {subject.name} against {subject.truth}" + (f": {_sentence(view.counts)}" if view.counts else "")]
     if excerpt.errors is not None:
-        notes.append(_level_notes(view, labels=False)[0].rstrip(".") + ", and shows the error that most of them are.")
+        notes.append(_level_notes(view, labels=False)[0].rstrip(".") + "; where any is wrong or missed, it shows that.")
     elif excerpt.level:
         notes.append(_level_notes(view, labels=True)[0].rstrip(".") + ", so right and wrong are approximate here.")
     with settings():
@@ -96,9 +98,11 @@ def draw_trial(trial: Trial, style: Style) -> Figure:
     for attempt in trial.attempts:
         score = [] if attempt.mcc is None else [f"MCC {attempt.mcc:.4f}"]
         pixels = np.where(attempt.mask, np.uint8(255), np.uint8(0))
-        panels.append(Panel(pixels, [f"{attempt.method}: level {attempt.level:.4g}", *score]))
+        panels.append(Panel(pixels, [f"{attempt.method}: level {level_text(attempt.level)}", *score]))
     of = "the default recipe" if subject.name is None else f"run {subject.name}"
     notes = [f"Each method on this tile by itself, after the filter of {of} ({_filter_text(trial)})."]
+    if trial.without:
+        notes.append(f"No level on this tile: {', '.join(trial.without)}.")
     if excerpt.truth is None:
         notes.append("No truth here, so there is no MCC and no best level.")
     with settings():
@@ -119,7 +123,7 @@ def draw_gallery(gallery: Gallery, style: Style) -> Figure:
     excerpts = [sample.excerpt for sample in (*gallery.worst, *gallery.best)]
     notes = [
         f"run {subject.name} against {subject.truth}, tile by tile: the lowest {metric} where anything is wrong, "
-        "and the highest where there is vessel"
+        f"and the highest where there is vessel{share_text(gallery.share)}"
     ]
     with settings():
         return draw_pictures(
@@ -168,9 +172,13 @@ def _shaded(tile_map: TileMap) -> tuple[NDArray[np.uint8], ScalarMappable]:
     """The colour of every tile, shaded by the image, which then is to be seen and leaves the hue as it is."""
     excerpt, values = tile_map.excerpt, tile_map.values
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    equal = math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-9)
     if tile_map.metric in SCORES:
-        low = max(0.0, min(low, high))  # or one tile of -1 makes all others equal
-    if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-9):
+        if high > 0:
+            low = max(0.0, low)  # or one tile of -1 makes all others equal
+        if equal:
+            low, high = (-1.0, 0.0) if high < 0 else (0.0, 1.0)
+    elif equal:
         low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
     mappable = ScalarMappable(Normalize(low, high), "viridis")
     colours = mappable.to_rgba(np.nan_to_num(values))[..., :3]

@@ -100,6 +100,11 @@ class Subject:
         z = self.box.start[0]
         return f"slice {z}" if self.box == Box.of_slice(z, self.volume.shape) else str(self.box)
 
+    @property
+    def elsewhere(self) -> str:
+        """What to do about voxels that have nothing to show, as the end of a message."""
+        return "" if self.box == Box.whole(self.volume.shape) else "; choose another --region"
+
     def require_truth(self, otherwise: str = "") -> str:
         """The truth; the message that there is none ends in what else can be done.
 
@@ -158,7 +163,7 @@ def find_subject(volume: Volume, request: Request, needs_run: bool) -> Subject:
 def _choose_run(volume: Volume, name: str | None, needed: bool) -> str | None:
     known = run_names(volume)
     if name is not None:
-        kinds = {label.name: label.kind for label in volume.labels().values()}
+        kinds = {label.name: label.kind for label in volume.readable_labels().values()}
         if name not in known and kinds.get(name) != "derived":
             raise MissingInputError(
                 f"{volume.path}: has no run {name!r}; it has: {', '.join(known) or 'none yet'}; make one with "
@@ -183,7 +188,7 @@ def _choose_box(volume: Volume, request: Request, name: str | None) -> Box:
     given = {"--region": request.region, "--slice": request.z, "--at": request.at}
     both = [option for option, value in given.items() if value is not None]
     if {"--at"} < set(both) or (request.region is not None and request.z is not None and request.region.shape[0] == 1):
-        raise ConfigError(f"{' and '.join(both)}: say the same thing twice; leave one out")
+        raise ConfigError(f"{' and '.join(both)}: each says which voxels; leave all but one out")
     depth, height, width = volume.shape
     if request.at is not None:
         if not all(0 <= place < length for place, length in zip(request.at, volume.shape, strict=True)):

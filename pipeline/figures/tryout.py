@@ -36,6 +36,9 @@ class Distribution:
 
     Attributes
     ----------
+    subject : Subject
+    share : tuple of int
+        Tiles that are done, of all.
     table : ndarray
         int64 (3, levels): background, vessel, not annotated.
     tops : ndarray
@@ -51,6 +54,7 @@ class Distribution:
     """
 
     subject: Subject
+    share: tuple[int, int]
     table: NDArray[np.int64]
     tops: NDArray[np.int64]
     dark: bool
@@ -86,11 +90,12 @@ class Attempted:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Every method on one tile, and the best level that there is."""
+    """Every method on one tile, and the best level that there is; and the methods without a level."""
 
     subject: Subject
     excerpt: Excerpt
     attempts: Sequence[Attempted]
+    without: Sequence[str]
 
 
 def read_distribution(volume: Volume, request: Request, pixels: int) -> Distribution:  # noqa: ARG001  (as all kinds)
@@ -121,7 +126,9 @@ def read_distribution(volume: Volume, request: Request, pixels: int) -> Distribu
     levels = found.level[shown & ~np.isnan(found.level)]
     own = (float(levels.min()), float(np.median(levels)), float(levels.max())) if levels.size else None
     counts = None if found.counts is None else Counts(*found.counts[shown].sum(axis=0).tolist())
-    return Distribution(replace(subject, truth=truth), table, bin_tops(window), dark, method_levels(table), own, counts)
+    return Distribution(
+        replace(subject, truth=truth), found.share, table, bin_tops(window), dark, method_levels(table), own, counts
+    )
 
 
 def _traced_greys(
@@ -157,7 +164,7 @@ def read_curves(volume: Volume, request: Request, pixels: int) -> Distribution:
     if not found.table[:UNLABELLED].any(axis=1).all():
         raise MissingInputError(
             f"{volume.path}: truth {truth!r} has not both vessel and background in {subject.where}, and curves need "
-            "both; choose a larger --region"
+            f"both{subject.elsewhere}"
         )
     return found
 
@@ -191,7 +198,7 @@ def read_trial(volume: Volume, request: Request, pixels: int) -> Trial:  # noqa:
             mask &= valid != 0
         counts = Counts(*tile_counts(table, np.array(level)).tolist())
         attempts.append(Attempted(method, level, mask, scores(counts).mcc))
-    return Trial(replace(subject, truth=truth), excerpt, attempts)
+    return Trial(replace(subject, truth=truth), excerpt, attempts, [each for each in LEVEL_OF if each not in levels])
 
 
 def _one_tile(subject: Subject, request: Request, side: int) -> Box:
@@ -202,7 +209,7 @@ def _one_tile(subject: Subject, request: Request, side: int) -> Box:
     z, grid = subject.box.start[0], Grid(subject.volume.shape, (1, side, side))
     tiles = grid.cover(subject.box)
     _, rows, columns = tiles.shape
-    chosen = (z, tiles.start[1] + rows // 2, tiles.start[2] + columns // 2)
+    chosen = (z, tiles.start[1] + (rows - 1) // 2, tiles.start[2] + (columns - 1) // 2)  # the last ones may be cut
     if subject.truth is not None and subject.volume.truth(subject.truth)[1].present()[z]:
         traced = read_compared(subject.volume, subject.truth, subject.name, grid.voxels(tiles))
         first = grid.voxels(tiles).start

@@ -122,6 +122,11 @@ class Census:
         planes = [tile_scores(of_slice, undefined)[..., position] for of_slice in counts]
         return np.array(planes, np.float64).reshape(self.tiles.shape)
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Tiles that are done, and all."""
+        return int(self.done.sum()), self.done.size
+
     def fraction(self) -> NDArray[np.float64]:
         """Part of each tile's voxels that is vessel in the mask, float64; NaN where that is not known."""
         return np.where(self.vessel == NOT_COUNTED, np.nan, self.vessel / self.voxels)
@@ -320,8 +325,19 @@ def latest_run(volume: Volume, names: Sequence[str]) -> str | None:
 
 def compared_truths(volume: Volume, tables: RunTables) -> list[str]:
     """Truths that a run was compared with, and that the volume still has."""
-    labels = volume.labels()
+    labels = volume.readable_labels()
     return [truth for truth in tables.truths() if truth in labels]
+
+
+def lost_truths(volume: Volume, tables: RunTables) -> list[str]:
+    """Why truths that a run was compared with cannot be told of any more."""
+    problems = []
+    for truth in tables.truths():
+        try:
+            volume.truth(truth)
+        except PipelineError as error:
+            problems.append(f"run {tables.name!r} was compared with {truth!r}: {error}")
+    return problems
 
 
 def choose_truth(volume: Volume, run: str, named: str | None) -> str | None:

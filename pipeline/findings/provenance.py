@@ -46,7 +46,7 @@ def provenance(volume: Volume, name: str, now: datetime | None = None) -> dict[s
     attempts = _attempts(tables, now or datetime.now(UTC))
     latest = attempts[-1] if attempts else {}
     truth = latest.get("truth")
-    summary = summarise(volume, name, truth if truth in tables.truths() and truth in volume.labels() else None)
+    summary = summarise(volume, name, truth if truth in tables.truths() and truth in volume.readable_labels() else None)
     return {
         "schema": SCHEMA,
         "volume": str(volume.path),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.findings.activity import Activity, activity
-from pipeline.findings.census import Census, compared_truths, take_census
+from pipeline.findings.census import Census, compared_truths, lost_truths, take_census
 from pipeline.findings.inspection import tile_flags
 from pipeline.geometry import Box
 from pipeline.kernels.bins import bin_top
@@ -279,7 +279,8 @@ def describe(
     present = volume.slices.present()
     problems: list[str] = []
     labels = []
-    for info in volume.labels().values():
+    problems += volume.label_problems()
+    for info in volume.readable_labels().values():
         label: dict[str, Any] = {"name": info.name, "kind": info.kind}
         with noted(problems):
             if info.kind == "truth":
@@ -295,6 +296,7 @@ def describe(
             works.append(activity(RunTables(volume, name)))
         with noted(problems):
             tables = RunTables(volume, name)
+            problems += [lost for lost in lost_truths(volume, tables) if not any(known in lost for known in problems)]
             for truth in compared_truths(volume, tables) or (None,):
                 tiles = take_census(volume, tables, truth)
                 summaries.append(summarise_census(volume, tables, tiles, None, undefined, exclude))

@@ -350,7 +350,7 @@ def run_names(volume: Volume) -> list[str]:
 
 def source_run(volume: Volume, mask: str) -> str | None:
     """The run that a mask is of, or that a label was derived from; None of what no run made."""
-    info = volume.labels().get(mask)
+    info = volume.readable_labels().get(mask)
     run = info.run if info is not None and info.kind == "derived" else mask
     return run if run in run_names(volume) else None
 

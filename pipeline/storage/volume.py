@@ -166,13 +166,31 @@ class Volume:
         """Every label by name: truths and masks."""
         return {name: self._label_info(name) for name in self._label_names()}
 
+    def readable_labels(self) -> dict[str, LabelInfo]:
+        """As `labels`, without those whose metadata cannot be read: for what only looks at the others."""
+        found = {}
+        for name in self._label_names():
+            with suppress(NotAVolumeError):
+                found[name] = self._label_info(name)
+        return found
+
+    def label_problems(self) -> list[str]:
+        """Why the metadata of some labels cannot be read."""
+        problems = []
+        for name in self._label_names():
+            try:
+                self._label_info(name)
+            except NotAVolumeError as error:
+                problems.append(str(error))
+        return problems
+
     def own_labels(self) -> list[LabelInfo]:
         """All but those of other programs, which may be stored in any way, and are left as they are."""
         return [label for label in self.labels().values() if label.kind in KINDS]
 
     def truths(self) -> list[str]:
-        """Names of the labels of experts."""
-        return [label.name for label in self.labels().values() if label.kind == "truth"]
+        """Names of the labels of experts, as far as they can be read."""
+        return [label.name for label in self.readable_labels().values() if label.kind == "truth"]
 
     def only_truth(self) -> str | None:
         """The one truth there is; None without any.

@@ -29,7 +29,7 @@ def show_summary(summary: Summary, console: Console | None = None) -> None:
     table.add_column("volume", justify="right")
     if summary.counts is not None:
         tiles = summary.macro.tiles if summary.macro else 0
-        table.add_column(f"mean of {tiles} tiles", justify="right")
+        table.add_column(f"mean of {tiles} tile{'s' * (tiles != 1)}", justify="right")
     for row in (*score_rows(summary), *summary_rows(summary)):
         table.add_row(*row)
     console.print(table)

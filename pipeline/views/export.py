@@ -112,9 +112,10 @@ class Exported:
     def lines(self) -> list[str]:
         """The same for a person."""
         z, y, x = self.shape
-        lines = [f"{self.out}: {z:,} slices of {y:,} x {x:,} {self.dtype}, {self.bytes / 1e6:,.1f} MB as {self.format}"]
+        what = f"{z:,} slice{'s' * (z != 1)} of {y:,} x {x:,} {self.dtype}"
+        lines = [f"{self.out}: {what}, {self.bytes / 1e6:,.1f} MB as {self.format}"]
         if self.left_out:
-            lines.append(f"left out, as they are not there: slices {stretches(self.left_out)}")
+            lines.append(f"left out, as they are not there, or not done: slices {stretches(self.left_out)}")
         return lines
 
 

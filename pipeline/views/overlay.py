@@ -64,7 +64,10 @@ def read_colours(text: str, palette: Palette = PALETTES["article"]) -> Palette:
         kind, _, code = (piece.strip() for piece in part.partition("="))
         found = _HEX.fullmatch(code)
         if kind not in colours or found is None or kind in seen:
-            raise ConfigError(f"colours: got {text!r}, expected tp, fp, fn or tn, each once: tp=#00ffff,fp=#ff00ff")
+            raise ConfigError(
+                f"colours: got {part.strip()!r}, expected tp, fp, fn or tn, each once, and six hexadecimal digits for "
+                "red, green and blue, as in tp=#00ffff,fp=#ff00ff"
+            )
         seen.add(kind)
         red, green, blue = bytes.fromhex(found[1])
         colours[kind] = (red, green, blue)

@@ -21,7 +21,7 @@ from pipeline.storage.disk import is_file
 from pipeline.storage.keys import stale_confusions, stale_pyramids
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.painting import Painting
-from pipeline.storage.pyramid import Pyramid, reduce_label
+from pipeline.storage.pyramid import Pyramid, reduce_image, reduce_label
 from pipeline.storage.store import ABSENT, ALL_FILL, ShardedArray
 from pipeline.storage.table import Table
 from pipeline.storage.tables import RunTables, Status, run_names, source_run
@@ -44,6 +44,8 @@ class Rendition:
         Of a box of voxels of level 0: bool (z,), slices that have all of them.
     digests : callable or None
         Of a slice: uint64 (y, x) of the shard grid, what was recorded of level 0; None where nothing was.
+    finer : Rendition or None
+        The level below, of an image: what is dark there may be black here, and so in no shard.
     """
 
     array: ShardedArray
@@ -51,6 +53,7 @@ class Rendition:
     is_label: bool
     present: Callable[[Box], Flags]
     digests: Callable[[int], Digests] | None
+    finer: Rendition | None = None
 
     def scaled(self, region: Box) -> Box:
         """Voxels of this level that a region of level 0 touches."""
@@ -61,8 +64,8 @@ class Rendition:
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box of one slice, (y, x), into ``out``, (1, y, x), where it is given.
 
-        Whole shards of level 0 are compared with what was recorded. Of the other levels of a label, a shard that is
-        not there is an error if anything below it is; those of an image only `kesm verify` looks at.
+        Whole shards of level 0 are compared with what was recorded. Of the other levels a shard that is not there is an
+        error if anything below it is; whether it is the right one only `kesm verify` looks at.
 
         Raises
         ------
@@ -72,7 +75,7 @@ class Rendition:
         out = np.empty(box.shape, self.array.dtype) if out is None else out
         digests = None if self.digests is None else self.digests(box.start[0])
         if digests is None or self.level:
-            if digests is not None and self.is_label:
+            if digests is not None:
                 self._require(box, digests)
             return np.asarray(self.array.read(box, out)[0])
         for part in self.array.shards.parts(box):
@@ -88,7 +91,18 @@ class Rendition:
             if is_file(self.array.shard_file(shard)):
                 continue
             rows, columns = (slice(place << self.level, (place + 1) << self.level) for place in shard[1:])
-            self.array.check(shard, int(digests[rows, columns].max()), ALL_FILL)
+            recorded = int(digests[rows, columns].max())
+            if self.finer is None or (recorded > ALL_FILL and self._is_seen(shard, self.finer)):
+                self.array.check(shard, recorded, ALL_FILL)
+
+    def _is_seen(self, shard: Triple, finer: Rendition) -> bool:
+        """Whether a shard of an image is of more than fill, by the level below it."""
+        part = self.array.shards.box(shard)
+        (z, y, x), (_, bottom, right) = part.start, part.stop
+        below = Box((z, 2 * y, 2 * x), (z + 1, 2 * bottom, 2 * right)) & Box.whole(finer.array.shape)
+        coarse = np.empty(part.shape[1:], self.array.dtype)
+        reduce_image(finer.read(below), coarse)
+        return bool((coarse != self.array.fill).any())
 
 
 def open_rendition(volume: Volume, label: str | None, level: int = 0) -> Rendition:
@@ -185,9 +199,11 @@ def read_compared(volume: Volume, truth: str, mask: str | None, cells: Box, leve
 
 def _recorded(volume: Volume, pyramid: Pyramid, ledger: Ledger, level: int, is_label: bool) -> Rendition:
     """What has a ledger of its slices."""
+    array = _level(volume, pyramid, level)
+    finer = None if is_label or level == 0 else _recorded(volume, pyramid, ledger, level - 1, is_label)
     return Rendition(
-        _level(volume, pyramid, level), level, is_label, lambda box: ledger.present()[box.slices[0]],
-        lambda z: ledger.shard_digests(z, z + 1)[0],
+        array, level, is_label, lambda box: ledger.present()[box.slices[0]],
+        lambda z: ledger.shard_digests(z, z + 1)[0], finer,
     )  # fmt: skip
 
 

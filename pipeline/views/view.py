@@ -210,7 +210,7 @@ def parse_at(text: str) -> Triple:
 
 
 def _latest_run(volume: Volume) -> str | None:
-    labels = volume.labels()
+    labels = volume.readable_labels()
     return latest_run(volume, [name for name in run_names(volume) if name in labels])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.findings.census import Census, census
+from pipeline.findings.census import Census, census, lost_truths
 from pipeline.findings.profile import Profile, profile_of
 from pipeline.findings.summary import Summary, summarise_census
 from pipeline.kernels.bins import bin_tops
@@ -108,7 +108,7 @@ def gather(volume: Volume, name: str, truth: str | None) -> Page:
         top_levels=bin_tops(volume.filtered_window(tables.recipe["foreground"] == "dark")),
         attempts=attempts,
         truth_digest=None if tiles.truth is None else volume.truth(tiles.truth)[1].fingerprint(),
-        problems=tuple(dict.fromkeys([*damage, *evidence.problems, *unseen, *unread])),
+        problems=tuple(dict.fromkeys([*lost_truths(volume, tables), *damage, *evidence.problems, *unseen, *unread])),
     )
 
 
