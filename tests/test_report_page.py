@@ -26,6 +26,7 @@ from PIL import Image
 
 from pipeline.findings.census import NOT_COUNTED, Census, census
 from pipeline.findings.salvage import Salvage
+from pipeline.findings.summary import summarise
 from pipeline.geometry import Box, Grid
 from pipeline.kernels.confusion import SCORES, Counts
 from pipeline.segmentation.runs import run
@@ -35,7 +36,7 @@ from pipeline.storage.table import Table
 from pipeline.storage.tables import RunTables, Signal, Status
 from pipeline.storage.volume import Volume
 from pipeline.views.overlay import PALETTES, overlay
-from pipeline.webpage.chart import Chart, Scale
+from pipeline.webpage.chart import Chart, Scale, span
 from pipeline.webpage.display import colour_filter
 from pipeline.webpage.evidence import find_evidence
 from pipeline.webpage.gallery import (
@@ -49,12 +50,13 @@ from pipeline.webpage.gallery import (
     shrink_image,
 )
 from pipeline.webpage.layout import render
-from pipeline.webpage.markup import escape, island, tag
+from pipeline.webpage.markup import command_code, escape, island, tag
 from pipeline.webpage.page import gather
 from pipeline.webpage.tilemap import STATES, Column, make_map
-from pipeline.webpage.wording import recipe_sentences, verdict
+from pipeline.webpage.verdict import undefined_scores, verdict
+from pipeline.webpage.wording import recipe_sentences
 from tests.browser import Watched, launched, watched
-from tests.builders import build_volume, run_config
+from tests.builders import MAPPING, build_volume, run_config
 from tests.command import kesm
 from tests.contract import check_document
 
@@ -97,6 +99,20 @@ class Reader(HTMLParser):
     def report(self) -> dict[str, Any]:
         """The JSON for programs."""
         return json.loads(self.scripts[0])
+
+
+def flat_volume(path: Path, shape: tuple[int, int, int]) -> Volume:
+    """Volume of one grey level, with a truth that has no vessel."""
+    volume = Volume.create(path, shape, "uint8")
+    volume.staging.mkdir()
+    truth, ledger = volume.create_truth("groundtruth", MAPPING)
+    for z in range(shape[0]):
+        grey = np.full(shape[1:], 90, np.uint8)
+        volume.slices.record(z, volume.image.write_slice(z, grey, volume.staging), f"{z}.png", 0)
+        ledger.record(z, truth.write_slice(z, np.zeros_like(grey), volume.staging), f"{z}.png", 0)
+    volume.publish_label("groundtruth")
+    volume.staging.rmdir()
+    return volume
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +209,70 @@ def test_undefined_tiles_are_counted(volume):
         assert any("undefined, 0 / 0" in words for words in shown.words) is said
 
 
+@pytest.mark.parametrize("shape", [(2, 64, 96), (1, 1, 1)], ids=["flat", "one voxel"])
+def test_nothing_found_of_nothing_is_no_praise(tmp_path, shape):
+    volume = flat_volume(tmp_path / "v.zarr", shape)
+    run(run_config(volume))
+    text = render(gather(volume, "otsu", "groundtruth"))
+    page = Reader(text)
+    words = " ".join(page.words)
+    assert "there is no vessel in the truth, and none in the mask" in words
+    assert "agree with an MCC" not in words
+    assert "Of 100" not in words
+    assert page.words.count("undefined") == 4  # cards; the accuracy is known
+    assert page.words.count("0 / 0: counts as ") == 4
+    table = text[(start := text.index("All scores</caption>")) : text.index("</table>", start)]
+    assert table.count("(undefined)") == len(SCORES) - 2
+    assert "Where a score is undefined, 0 / 0, it counts as 1 if every voxel is right" in words
+    assert any("MCC 1.0000 (undefined)" in each for each in page.words)  # of a picture
+    assert page.report["profile"]["undefined"] == list(range(shape[0]))
+    assert f"is undefined, 0 / 0, as truth or mask is all of one kind: {shape[0]}." in words
+    assert "The truth has no vessel, so no method can be said to be better than another." in words
+    assert "equally good" not in words
+
+
+def test_undefined_score_is_by_the_rule_of_the_summary(tmp_path):
+    volume = flat_volume(tmp_path / "v.zarr", (1, 64, 96))
+    run(run_config(volume))
+    page = gather(volume, "otsu", "groundtruth")
+    for rule, said in (("zero", "it counts as 0"), ("nan", "it has no value")):
+        shown = Reader(render(replace(page, summary=summarise(volume, "otsu", "groundtruth", undefined=rule))))
+        assert any(f"Where a score is undefined, 0 / 0, {said}" in words for words in shown.words)
+        assert shown.words.count("0 / 0: it has no value.") == (4 if rule == "nan" else 0)
+
+
+def test_unfinished_run_says_so_first(volume, files, tmp_path):
+    text = files["otsu"].read_text()
+    page = Reader(text)
+    notice = text[(start := text.index('id="unfinished"')) : text.index("</p>", start)]
+    assert text.index("<main") < start < text.index('id="verdict"')
+    assert re.sub("<[^>]*>", "", notice).endswith(
+        "Only 60 of 72 tiles are done (12 failed): all scores on this page are of these. "
+        "See What is done, and what failed."
+    )
+    assert ("a", {"href": "#state"}) in page.tags
+    assert 'id="unfinished"' not in files["bare"].read_text()
+    copied = Volume(shutil.copytree(volume.path, tmp_path / "v.zarr"))
+    RunTables(copied, "bare").mask_key.write((slice(0, 2),), 0)  # as if two slices had changed
+    text = render(gather(copied, "bare", None))
+    assert "12 of 72" not in text
+    words = re.sub("<[^>]*>", "", text)
+    assert (
+        "Only 48 of 72 tiles are done (24 not done, or changed since): all numbers on this page are of these." in words
+    )
+
+
+def test_run_is_unfinished_once_its_truth_has_changed(tmp_path):
+    volume = build_volume(tmp_path / "v.zarr", (3, 64, 96))
+    run(run_config(volume))
+    assert 'id="unfinished"' not in render(gather(volume, "otsu", "groundtruth"))
+    truth, ledger = volume.truth("groundtruth")
+    volume.staging.mkdir()
+    ledger.record(2, truth.write_slice(2, np.zeros((64, 96), np.uint8), volume.staging), "2b.png", 0)
+    words = re.sub("<[^>]*>", "", render(gather(volume, "otsu", "groundtruth")))
+    assert "Only 2 of 3 tiles are done (1 not done, or changed since)" in words
+
+
 def test_nothing_of_a_user_is_markup(volume, files):
     for file in files.values():
         page = Reader(file.read_text())
@@ -253,6 +333,14 @@ def test_run_of_16_bit_with_a_gap(tmp_path):
     run(run_config(volume, tile=32))
     page = Reader(render(gather(volume, "otsu", "groundtruth")))
     assert page.report["summary"]["levels"]["median"] > 255
+    lefts = {
+        attributes["data-left"]
+        for name, attributes in page.tags
+        if "profile-" in (attributes.get("id") or "") and name == "svg"
+    }
+    assert len(lefts) == 1  # slices are below each other
+    assert float(lefts.pop()) > 62
+    assert any("Stored histograms of uint16 have 256 bins" in words for words in page.words)
     states = decoded(Column(**page.report["map"]["columns"]["state"])).reshape(4, -1)
     assert {STATES[int(state)] for state in states[1]} == {"absent"}
     assert page.report["profile"]["middle"][1] is None
@@ -389,7 +477,7 @@ def test_index_compares_runs_of_volumes(tmp_path):
     assert found == sorted(found, reverse=True)
     assert {one["file"] for one in listed} == set(names)
     links = [attributes["href"] for name, attributes in page.tags if name == "a" and "#" not in attributes["href"]]
-    assert links == [one["file"] for one in listed]
+    assert links == 2 * [one["file"] for one in listed]  # of the table, and of the headings
     assert [value for value, _ in page.numbers["scores.mcc"]] == [*found, None]
     assert "not-comparable" in {attributes.get("id") for _, attributes in page.tags}  # two specimens
     kesm("report", one.path, "--out", tmp_path / "one")
@@ -416,6 +504,47 @@ def test_index_compares_copies_of_a_volume(volume, tmp_path):
 def test_paths_of_the_index_wrap_at_slashes(files, volume):
     text = files["index"].read_text()
     assert f"<code>{'/<wbr>'.join(map(escape, str(volume.path).split('/')))}</code>" in text
+
+
+def test_index_tells_equal_names_apart(tmp_path):
+    volumes = [
+        build_volume(tmp_path / place, (1, 64, 96)) for place in ("a/x/v.zarr", "b/x/v.zarr", "c/v.zarr", "w.zarr")
+    ]
+    for volume in volumes:
+        run(run_config(volume))
+    volumes[-1].staging.mkdir()
+    second, ledger = volumes[-1].create_truth("second", MAPPING)
+    ledger.record(0, second.write_slice(0, np.zeros((64, 96), np.uint8), volumes[-1].staging), "0.png", 0)
+    volumes[-1].publish_label("second")
+    run(run_config(volumes[-1], truth="second"))
+    document = kesm("report", *(volume.path for volume in volumes), "--out", tmp_path / "out", "--json").document
+    text = Path(document["index"]).read_text()
+    headings = dict(re.findall(r'<h3><a href="([^"]*)">([^<]*)</a></h3>', text))
+    assert headings == {
+        "v-otsu.html": "otsu on a/x/v.zarr",
+        "v-otsu-2.html": "otsu on b/x/v.zarr",
+        "v-otsu-3.html": "otsu on c/v.zarr",
+        "w-otsu-groundtruth.html": "otsu on w.zarr, compared with groundtruth",
+        "w-otsu-second.html": "otsu on w.zarr, compared with second",
+    }
+    titles = [re.findall("<title>(.*?)</title>", Path(report["file"]).read_text())[0] for report in document["reports"]]
+    assert len(set(titles)) == 5
+    assert titles[0] == f"otsu on v.zarr, compared with groundtruth: report, {volumes[0].path}"
+
+
+def test_index_ranks_no_undefined_score_first(tmp_path):
+    good, flat = build_volume(tmp_path / "good.zarr", (1, 64, 96)), flat_volume(tmp_path / "flat.zarr", (1, 64, 96))
+    for volume in (flat, good):
+        run(run_config(volume))
+    run(RunConfig.model_validate({"volume": flat.path, "name": "bare"}))
+    kesm("report", flat.path, good.path, "--out", tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    page = Reader(text)
+    assert [one["file"] for one in page.report["runs"]] == ["good-otsu.html", "flat-otsu.html", "flat-bare.html"]
+    assert [value for value, _ in page.numbers["scores.mcc"]][1:] == [1.0, None]
+    assert page.words.count("(undefined)") == text.count('class="mark"') == 4
+    assert text.count('class="bar"') == 1
+    assert "3 reports, best MCC first; those whose MCC is undefined, 0 / 0, are behind the others." in page.words
 
 
 # What cannot be read
@@ -519,6 +648,28 @@ def test_tables_are_read_once(volume, monkeypatch):
     monkeypatch.setattr(Salvage, "read", watched_read)
     gather(volume, "otsu", "groundtruth")
     assert len(read) == len(set(read)) > 5
+
+
+def test_slices_without_an_mcc_are_marked(browser, tmp_path):
+    """The truth of slice 2 has no vessel, slice 1 has no truth."""
+    volume = build_volume(tmp_path / "v.zarr", (3, 64, 96))
+    truth, ledger = volume.truth("groundtruth")
+    volume.staging.mkdir()
+    ledger.record(2, truth.write_slice(2, np.zeros((64, 96), np.uint8), volume.staging), "2b.png", 0)
+    run(run_config(volume))
+    file = tmp_path / "page.html"
+    file.write_text(render(gather(volume, "otsu", "groundtruth")))
+    text = file.read_text()
+    assert "is undefined, 0 / 0, as truth or mask is all of one kind: 1." in text
+    numbers = text[(start := text.index("Numbers of each slice</caption>")) : text.index("</table>", start)]
+    (marked,) = re.findall(r'<th scope="row">([0-9]+)</th><td>[^<]* <span class="mark">', numbers)
+    assert marked == "2"
+    with watched(browser) as watch:
+        page = open_report(watch, file)
+        for z, said in ((0, False), (1, False), (2, True)):
+            page.locator("#slice").fill(str(z))
+            assert ("(undefined)" in page.locator("#slice-words").inner_text()) is said
+            assert ("(undefined)" in figures(page)["MCC"]) is said
 
 
 def test_slices_that_are_left_out_are_counted(volume, monkeypatch):
@@ -705,6 +856,42 @@ def test_picture_that_cannot_be_read_says_why(volume, tmp_path):
     assert any("Cannot be shown: " in words for words in page.words)
 
 
+def pictures_of(tmp_path: Path, shape: tuple[int, int, int], tile: int) -> list[tuple[dict[str, str | None], str]]:
+    """Of each picture its drawing's attributes, with those of its image, and its caption."""
+    volume = build_volume(tmp_path / "v.zarr", shape)
+    run(run_config(volume, tile=tile))
+    text = render(gather(volume, "otsu", "groundtruth"))
+    found = []
+    for figure in re.findall(r"<figure>.*?</figure>", text):
+        tags = Reader(figure).tags
+        drawing, image = (next(each for name, each in tags if name == kind) for kind in ("svg", "image"))
+        found.append((image | drawing, re.findall("<figcaption>(.*)</figcaption>", figure)[0]))
+    assert ("outside of the volume" in text) is (shape[1] % tile != 0 and shape[1] > tile)
+    return found
+
+
+def test_small_tiles_are_enlarged_by_whole_factors(tmp_path):
+    """Tiles of 128 of a slice of 158 x 168: those of 30 x 40 fit three times, strips are as large as others."""
+    found = pictures_of(tmp_path, (1, 158, 168), 128)
+    assert {drawing["viewbox"] for drawing, _ in found} == {"0 0 256.0 256.0"}
+    assert {
+        (drawing["width"], drawing["height"], drawing.get("class"), caption.partition("drawn ")[2])
+        for drawing, caption in found
+    } == {
+        ("256.0", "256.0", None, ""),
+        ("256.0", "60.0", None, ""),
+        ("80.0", "256.0", None, ""),
+        ("240.0", "180.0", "sharp", "3 times as large"),
+    }
+
+
+@pytest.mark.parametrize(("shape", "frame"), [((1, 1, 1), "256.0 256.0"), ((1, 64, 96), "256.0 170.7")])
+def test_frame_of_a_small_volume_is_full(tmp_path, shape, frame):
+    for drawing, caption in pictures_of(tmp_path, shape, 512):
+        assert drawing["viewbox"] == f"0 0 {frame}" == f"0 0 {drawing['width']} {drawing['height']}"
+        assert "drawn" not in caption
+
+
 # Methods and words
 
 
@@ -719,6 +906,21 @@ def test_methods_are_as_they_run(volume, tiles, tmp_path):
         config = run_config(copied, f"{method}-{scope}", tile=128, region="z=0:5",
                             threshold={"method": method, "scope": scope})  # fmt: skip
         assert run(config).counts == places[method, scope]
+
+
+@pytest.mark.parametrize("options", [{}, {"clean": {"small_objects": 600}}], ids=["plain", "cleaned"])
+def test_run_of_16_bit_has_the_scope_of_its_levels(tmp_path, options):
+    volume = build_volume(tmp_path / "v.zarr", (2, 300, 420), "uint16")
+    run(run_config(volume, **options))
+    page = gather(volume, "otsu", "groundtruth")
+    assert page.evidence.own is not None
+    assert page.evidence.own.scope == "recipe"  # as its counts are not those of the stored histograms
+    (scope,) = re.findall(r"<tr><th[^>]*><strong>otsu \(this run\)</strong></th><td>([^<]*)</td>", render(page))
+    assert scope == "tile"
+
+
+def test_bins_are_not_said_of_8_bit(files):
+    assert 'id="bins"' not in files["otsu"].read_text()
 
 
 def test_run_of_more_stages_is_judged_beside_the_methods(tmp_path):
@@ -764,10 +966,38 @@ def test_recipe_in_words(recipe, sentence):
 
 
 def test_verdict_never_says_all_of_what_is_not():
-    scores = {"mcc": 0.9, "recall": 0.999, "precision": 0.001}
-    assert "finds more than 99; of 100 voxels that it calls vessel, less than 1 are" in verdict(scores, 10**6)
-    assert "finds 100;" in verdict(scores | {"recall": 1.0}, 10)
-    assert "nothing can be said" in verdict({"mcc": None}, 0)
+    said = verdict(Counts(tp=999, fn=1, fp=10**6, tn=10**6))
+    assert "finds more than 99; of 100 voxels that it calls vessel, less than 1 are" in said
+    assert "finds 100; of 100 voxels that it calls vessel, 50 are" in verdict(Counts(tp=5, fp=5, tn=5))
+    assert "with an MCC of −1.000. Of 100" in verdict(Counts(fp=5, fn=5))
+    assert "nothing can be said" in verdict(Counts())
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        pytest.param(Counts(tn=1), "on 1 annotated voxel: there is no vessel in the truth, and none in the mask.",
+                     id="neither"),
+        pytest.param(Counts(fp=7, tn=3), "no vessel in the truth. The mask calls 7 vessel, all wrongly", id="truth"),
+        pytest.param(Counts(fn=7, tn=3), "no vessel in the mask. The truth has 7, all missed", id="mask"),
+        pytest.param(Counts(tp=1, fn=3), "no background in the truth. Of 100 vessel voxels of the truth the mask finds "
+                     "25", id="truth full"),
+        pytest.param(Counts(tp=1, fp=3), "no background in the mask. Of 100 voxels that it calls vessel, 25 are",
+                     id="mask full"),
+        pytest.param(Counts(tp=4), "no background in the truth. Of 100 vessel voxels of the truth the mask finds 100",
+                     id="both full"),
+    ],
+)  # fmt: skip
+def test_verdict_without_a_class_has_no_mcc(counts, said):
+    assert said in verdict(counts)
+    assert verdict(counts).endswith("MCC is undefined.")
+    assert "agree" not in verdict(counts)
+
+
+def test_undefined_scores_are_those_of_0_by_0():
+    assert undefined_scores(Counts(1, 2, 3, 4)) == undefined_scores(Counts()) == undefined_scores(None) == set()
+    assert undefined_scores(Counts(fn=1, tn=1)) == {"mcc", "precision"}
+    assert undefined_scores(Counts(tn=1)) == set(SCORES) - {"accuracy", "specificity"}
 
 
 @given(st.text(), st.text())
@@ -795,6 +1025,41 @@ def test_ticks_are_round(scale, ticks):
     assert scale.ticks() == pytest.approx(ticks)
     assert scale(scale.low) == 0
     assert scale(scale.high) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        pytest.param([0.98, 1.0], (0.96, 1.0), id="best"),
+        pytest.param([0.0, 0.0], (0.0, 0.02), id="none"),
+        pytest.param([1.0, math.nan], (0.98, 1.0), id="one"),
+        pytest.param([0.4, 0.6], (0.38, 0.62), id="inside"),
+    ],
+)
+def test_limits_are_possible(values, limits):
+    assert span(values, 0.02, (0.0, 1.0)) == pytest.approx(limits)
+
+
+def test_score_axis_ends_at_1_and_the_line_is_whole(tmp_path):
+    volume = flat_volume(tmp_path / "v.zarr", (2, 64, 96))
+    run(run_config(volume))
+    text = render(gather(volume, "otsu", "groundtruth"))
+    svg = text[(start := text.index('id="profile-score"')) : text.index("</clipPath>", start)]
+    ticks = [float(tick) for tick in re.findall(r'class="tick end">([^<]*)<', svg)]
+    assert max(ticks) == 1
+    drawn = [float(y) for y in re.findall(r'points="[0-9.]+,([0-9.]+) ', svg)]
+    top = float(re.search(r'<rect x="[^"]*" y="([^"]*)"', svg)[1])
+    assert set(drawn) == {10.0}  # where the axis ends
+    assert top <= 10 - 0.9  # half of the line's width
+
+
+@pytest.mark.parametrize("limits", [(0.0, 1.0), (48_599.0, 48_601.0), (-1.0, 1.0), (0.0, 65_535.0)])
+def test_room_is_that_of_the_numbers(limits):
+    svg = str(Chart("c", "t", "d", (0, 4), limits, y_label="grey level").svg())
+    ends = re.findall(r'<text x="([0-9.]+)"[^>]*class="tick end">([^<]*)<', svg)
+    assert len(ends) > 2
+    for end, words in ends:
+        assert float(end) - 7.63 * len(words.replace(",", "").replace(".", "")) > 17, words
 
 
 def test_lines_have_gaps_where_nothing_is_known():
@@ -933,6 +1198,42 @@ def test_picture_is_shown_larger(browser, files):
         page.keyboard.press("Escape")
         assert page.locator("#enlarged[open]").count() == 0
         assert (watch.said, watch.asked_network) == ([], [])
+
+
+LINES = """() => {
+  const code = document.getElementById("view-line"), selection = getSelection();
+  selection.selectAllChildren(code);
+  const parts = [...code.children].map(each => [each.innerText, each.getClientRects().length, each.offsetHeight]);
+  return [selection.toString(), code.textContent, parts];
+}"""
+
+
+@pytest.mark.parametrize("width", [1100, 400])
+def test_view_line_wraps_between_options_alone(browser, tmp_path, width):
+    volume = build_volume(tmp_path / "a  b--name 'x'" / "v.zarr", (1, 64, 96))
+    name = "a--name-that-is-rather-long"
+    run(run_config(volume, name))
+    file = tmp_path / "page.html"
+    file.write_text(render(gather(volume, name, "groundtruth")))
+    with watched(browser, viewport={"width": width, "height": 900}) as watch:
+        page = open_report(watch, file)
+        copied, text, parts = page.evaluate(LINES)
+        assert copied.strip() == text
+        options = ["--name", name, "--truth", "groundtruth", "--at", "0,32,48"]
+        assert shlex.split(copied) == ["kesm", "view", str(volume.path), *options]
+        words = [words for words, _, _ in parts]
+        pairs = [f"{option} {value}" for option, value in zip(options[::2], options[1::2], strict=True)]
+        assert [words[0], words[1], *words[3:]] == ["kesm", "view", *pairs]
+        height = parts[0][2]
+        assert [part[0] for part in parts if part[2] > height] in ([], [words[2]])  # the path alone may be too long
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_commands_wrap_between_words():
+    command = ["kesm", "run", "a  b--<c>.zarr"]
+    code = command_code(command)
+    assert shlex.split("".join(Reader(code).words)) == command
+    assert code.count("<span>") == 3
 
 
 def test_old_browser_has_all_but_the_map(browser, files):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from shlex import join as join_words
 from typing import Any
 
 import yaml
 
-from pipeline.webpage.markup import Markup, count, facts, join, left_out, number, table, tag
+from pipeline.webpage.markup import Markup, command_code, count, facts, join, left_out, number, table, tag
 from pipeline.webpage.page import Page
 
 SHOWN_FAILURES, SHOWN_ATTEMPTS, SHOWN_SLICES = 100, 20, 200
@@ -104,5 +103,5 @@ def _attempt(attempt: Mapping[str, Any]) -> list[object]:
         attempt.get("number", ""), f"{attempt.get('user', 'unknown')} on {attempt.get('host', 'unknown')}",
         _moment(attempt.get("started", "unknown")), _moment(attempt.get("ended", "not recorded")),
         attempt.get("ending", "not recorded"),
-        tag("code", join_words(attempt.get("command", []))),
+        command_code(attempt.get("command", [])),
     ]  # fmt: skip

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pipeline.webpage.markup import Markup, escape, join, tag
 
 WIDTH = 680
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 10, 38
+RIGHT, TOP, BOTTOM = 14, 10, 38
+LEAST_LEFT = 62  # holds four digits, so that most charts begin at one place
+_LABEL, _GAP = 22, 7  # of the label up the axis, and between numbers and axis
+_DIGIT = 7.7  # of 12 px text: 0.636 em in DejaVu Sans, the widest of the page's fonts
 
 Point = tuple[float, float]
 
@@ -41,14 +44,22 @@ class Scale:
         return [step * number for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def span(values: Iterable[float], least: float = 1e-3) -> tuple[float, float]:
-    """Lowest and highest of the finite values, with a little room around, and apart."""
+def span(
+    values: Iterable[float], least: float = 1e-3, possible: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float]:
+    """Lowest and highest of the finite values, with a little room around, but none beyond what is possible; apart."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return 0.0, 1.0
     low, high = min(known), max(known)
     room = max(0.06 * (high - low), least)
-    return low - room, high + room
+    return max(low - room, possible[0]), min(high + room, possible[1])
+
+
+def left_room(y: tuple[float, float], log: bool = False) -> float:
+    """Width that the numbers along an axis of y take with its label; more where they are long, as of 16 bit."""
+    ticks = Scale(*y, 0, 1, log).ticks(_ROWS)
+    return max(LEAST_LEFT, _LABEL + _GAP + max((_width(_tick(value, log)) for value in ticks), default=0.0))
 
 
 @dataclass(slots=True)
@@ -63,6 +74,8 @@ class Chart:
         What it shows and what is seen: all that a reader who cannot see it gets.
     x, y : tuple of float
         Limits of the axes.
+    left : float
+        Width beside the axis at least; that of charts below each other is the same, so that their x are.
     """
 
     name: str
@@ -70,6 +83,7 @@ class Chart:
     description: str
     x: tuple[float, float]
     y: tuple[float, float]
+    left: float = LEAST_LEFT
     x_label: str = ""
     y_label: str = ""
     height: int = 220
@@ -78,10 +92,13 @@ class Chart:
     whole: bool = False  # whether only whole numbers mean something along x
     _drawn: list[Markup] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.left = max(self.left, left_room(self.y, self.log))
+
     @property
     def across(self) -> Scale:
         """Scale of x."""
-        return Scale(*self.x, LEFT, self.width - RIGHT)
+        return Scale(*self.x, self.left, self.width - RIGHT)
 
     @property
     def up(self) -> Scale:
@@ -128,28 +145,29 @@ class Chart:
             tag("clipPath", self._frame(), id=f"{self.name}-frame"),
             id=self.name, viewBox=f"0 0 {self.width} {self.height}", role="img", class_="chart",
             aria_labelledby=f"{self.name}-title {self.name}-desc",
-            data_left=LEFT, data_right=self.width - RIGHT, data_low=self.x[0], data_high=self.x[1],
+            data_left=_short(self.left), data_right=self.width - RIGHT, data_low=self.x[0], data_high=self.x[1],
         )  # fmt: skip
 
     def _frame(self) -> Markup:
         return tag(
-            "rect", x=LEFT - 6, y=TOP - 6, width=self.width - LEFT - RIGHT + 12, height=self.height - TOP - BOTTOM + 12
-        )
+            "rect", x=_short(self.left - 6), y=TOP - 6, width=_short(self.width - self.left - RIGHT + 12),
+            height=self.height - TOP - BOTTOM + 12,
+        )  # fmt: skip
 
     def _axes(self) -> Iterable[Markup]:
-        bottom, right = self.height - BOTTOM, self.width - RIGHT
-        for value in self.up.ticks(4):
+        left, bottom, right = self.left, self.height - BOTTOM, self.width - RIGHT
+        for value in self.up.ticks(_ROWS):
             y = _short(self.up(value))
-            yield tag("line", x1=LEFT, x2=right, y1=y, y2=y, class_="grid")
-            yield tag("text", _tick(value, self.log), x=LEFT - 7, y=y, dy="0.32em", class_="tick end")
+            yield tag("line", x1=_short(left), x2=right, y1=y, y2=y, class_="grid")
+            yield tag("text", _tick(value, self.log), x=_short(left - _GAP), y=y, dy="0.32em", class_="tick end")
         for value in self.across.ticks(8):
             if self.whole and value != int(value):
                 continue
             x = _short(self.across(value))
             yield tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis")
             yield tag("text", _tick(value), x=x, y=bottom + 15, class_="tick middle")
-        yield tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis")
-        yield tag("text", self.x_label, x=(LEFT + right) / 2, y=self.height - 5, class_="label middle")
+        yield tag("line", x1=_short(left), x2=right, y1=bottom, y2=bottom, class_="axis")
+        yield tag("text", self.x_label, x=_short((left + right) / 2), y=self.height - 5, class_="label middle")
         middle = (TOP + bottom) / 2
         yield tag("text", self.y_label, x=13, y=middle, class_="label middle", transform=f"rotate(-90 13 {middle})")
 
@@ -193,6 +211,12 @@ def _short(value: float) -> str:
     return f"{value:.1f}".rstrip("0").rstrip(".")
 
 
+def _width(text: str) -> float:
+    """Of a number on the page, at most: commas and points are half as wide as digits, a minus as a digit and a half."""
+    return sum(_DIGIT * {",": 0.5, ".": 0.5, "−": 1.4}.get(letter, 1.0) for letter in text)
+
+
+_ROWS = 4  # numbers along y, about
 _POWERS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 

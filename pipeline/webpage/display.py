@@ -7,16 +7,18 @@ from shlex import join as join_words
 
 import numpy as np
 
-from pipeline.geometry import Triple
+from pipeline.geometry import Box, Triple
 from pipeline.views.overlay import PALETTES
 from pipeline.webpage.gallery import Picture, Room
 from pipeline.webpage.markup import Markup, join, tag
 from pipeline.webpage.page import Page
+from pipeline.webpage.verdict import undefined_scores
 from pipeline.webpage.wording import level_words
 
 _MEASURES = {"mcc": "Score (MCC)", "level": "Level", "vessel": "Part that is vessel", "flags": "Quality flags"}
 _STATES = {"none": "done, no number", "pending": "not done", "failed": "failed", "absent": "no slice"}
-_PICTURE = 256  # side of the frame that a picture is drawn in
+_PICTURE = 256  # longer side of the frame that a picture is drawn in
+_SHARP = 4  # sides of voxels in it from which on they are drawn as squares: a blur would look like an image of that
 
 
 def view_line(path: str, name: str, truth: str | None) -> str:
@@ -81,8 +83,10 @@ def picture_display(page: Page) -> Markup:
         [("tp", "found (TP)"), ("fp", "too much (FP)"), ("fn", "missed (FN)"), ("tn", "background (TN)")]
         if compared else [("marked", "vessel in the mask")]
     )  # fmt: skip
-    colours = tag("ul", *(tag("li", tag("span", class_=f"swatch {kind}"), words) for kind, words in kinds),
-                  class_="legend")  # fmt: skip
+    entries = [tag("li", tag("span", class_=f"swatch {kind}"), words) for kind, words in kinds]
+    if _has_edges(page):  # it is no kind of voxel, so it keeps its colour
+        entries.append(tag("li", tag("span", class_="state absent"), "outside of the volume"))
+    colours = tag("ul", *entries, class_="legend")
     controls = [
         tag("label", tag("input", type="checkbox", id="overlay-choice", checked=True), "Overlay"),
         tag("label", "Strength ", tag("input", type="range", id="alpha", min=0, max=100, value=50)),
@@ -101,6 +105,13 @@ def picture_display(page: Page) -> Markup:
     return join([colours, tag("div", *controls, class_="controls"), *rooms, dialog])
 
 
+def _has_edges(page: Page) -> bool:
+    """Whether some picture does not fill its frame."""
+    _, rows, columns = page.volume["shape"]
+    whole = (min(page.recipe["tile"], rows), min(page.recipe["tile"], columns))
+    return any(picture.box.shape[1:] != whole for room in page.gallery for picture in room.pictures)
+
+
 def _room(page: Page, room: Room) -> Markup:
     shown = [_picture(page, picture) for picture in room.pictures]
     return tag("div", tag("h3", f"{room.title} ({len(shown)})"), tag("p", room.note, class_="soft"),
@@ -111,7 +122,8 @@ def _picture(page: Page, picture: Picture) -> Markup:
     z, y, x = picture.cell
     words = [f"Slice {z}, row {y}, column {x}"]
     if math.isfinite(picture.score):
-        words.append(f"MCC {picture.score:.4f}".replace("-", "−"))
+        undefined = " (undefined)" if "mcc" in undefined_scores(picture.counts) else ""
+        words.append(f"MCC {picture.score:.4f}{undefined}".replace("-", "−"))
     if math.isfinite(picture.level):
         words.append(f"level {level_words(picture.level)}")
     if picture.counts is not None and picture.counts.total:
@@ -119,25 +131,40 @@ def _picture(page: Page, picture: Picture) -> Markup:
         words.append(f"found {counts.tp:,}, too much {counts.fp:,}, missed {counts.fn:,}")
     elif math.isfinite(picture.fraction):
         words.append(f"{100 * picture.fraction:.2f} % vessel")
+    frame, scale, times = _frame(page, picture.box)
+    if times > 1 and not picture.problem:
+        words.append(f"drawn {times} times as large")
     caption = tag("figcaption", "; ".join(words))
     if picture.problem:
         return tag("figure", tag("p", f"Cannot be shown: {picture.problem}", class_="unreadable"), caption)
     _, high, wide = page.volume["voxel_size_um"] or (1, 1, 1)
     _, rows, columns = picture.box.shape
-    scale = _PICTURE / (
-        page.recipe["tile"] * max(high, wide)
-    )  # all are drawn to one scale, smaller ones in part of a frame
     size = {"width": f"{columns * wide * scale:.1f}", "height": f"{rows * high * scale:.1f}"}
-    frame = f"0 0 {_PICTURE * wide / max(high, wide):.1f} {_PICTURE * high / max(high, wide):.1f}"
     middle = ",".join(str((first + last) // 2) for first, last in zip(picture.box.start, picture.box.stop, strict=True))
     drawing = tag(
         "svg",
         tag("image", href=picture.image, preserveAspectRatio="none", **size),
         tag("image", href=picture.overlay, preserveAspectRatio="none", class_="overlay", **size),
-        viewBox=frame, role="img", aria_label=f"Picture: {'; '.join(words)}",
+        viewBox=f"0 0 {frame[1]:.1f} {frame[0]:.1f}", role="img",
+        class_="sharp" if scale * min(high, wide) >= _SHARP else None, aria_label=f"Picture: {'; '.join(words)}",
     )  # fmt: skip
     button = tag("button", drawing, type="button", data_cell=f"{z},{y},{x}", data_at=middle, title="Enlarge")
     return tag("figure", button, caption)
+
+
+def _frame(page: Page, box: Box) -> tuple[tuple[float, float], float, int]:
+    """Sides (y, x) of a picture's frame, length of a micrometre in it, and how many times as large as others that is.
+
+    The frame is that of a whole tile, or of the whole volume where that is smaller. All tiles are drawn to one scale,
+    but those of which only a corner is in the volume are larger by a whole factor: nobody would see them.
+    """
+    _, high, wide = page.volume["voxel_size_um"] or (1, 1, 1)
+    _, rows, columns = page.volume["shape"]
+    tile = page.recipe["tile"]
+    whole = (min(tile, rows) * high, min(tile, columns) * wide)
+    times = int(max(1, min(whole[0] // (box.shape[1] * high), whole[1] // (box.shape[2] * wide))))
+    scale = _PICTURE / max(whole)
+    return (whole[0] * scale, whole[1] * scale), scale * times, times
 
 
 def colour_filter() -> Markup:

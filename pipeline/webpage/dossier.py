@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipeline.storage.volume import Volume
 from pipeline.webpage.layout import fill_template, render
 from pipeline.webpage.markup import Markup, bar, count, join, number, path_code, score, table, tag
 from pipeline.webpage.page import Page, gather
+from pipeline.webpage.verdict import undefined_scores
 from pipeline.webpage.wording import recipe_sentences
 
 INDEX = "index.html"
@@ -42,7 +43,6 @@ class Report:
     """A report that was written; ``problems`` are what could not be read for it."""
 
     topic: Topic
-    title: str
     file: Path
     summary: Summary
     sentences: tuple[str, ...]
@@ -186,7 +186,7 @@ def find_topics(volumes: Sequence[Path], names: Sequence[str]) -> tuple[list[Top
 
 def _report(topic: Topic, page: Page, file: Path) -> Report:
     sentences = tuple(recipe_sentences(page.recipe))
-    return Report(topic, page.title, file, page.summary, sentences, page.truth_digest, page.problems)
+    return Report(topic, file, page.summary, sentences, page.truth_digest, page.problems)
 
 
 def _files(topics: Sequence[Topic], out: Path) -> list[Path]:
@@ -237,14 +237,15 @@ def render_index(reports: Sequence[Report], problems: Sequence[str] = ()) -> str
     ordered = sorted(reports, key=_standing)
     head = ["Report", "Truth", *(name.upper() if len(name) < 4 else name.capitalize() for name in _COMPARED),
             "Tiles done", "Failed", "Seam score"]  # fmt: skip
-    body = [
-        tag("header", tag("h1", "Reports of runs"), tag("p", f"{len(reports)} reports, best MCC first.", class_="soft"))
-    ]
+    order = f"{len(reports)} reports, best MCC first{_last(reports)}."
+    body = [tag("header", tag("h1", "Reports of runs"), tag("p", order, class_="soft"))]
     parts: list[Markup] = [_comparable(reports)]
     parts.append(table("Runs", head, [_row(report) for report in ordered], class_="numbers", id="runs"))
     parts.append(tag("h2", "What each run did"))
+    titles = _titles([report.topic for report in reports])
     for report in ordered:
-        parts += [tag("h3", report.title), tag("ol", *(tag("li", sentence) for sentence in report.sentences))]
+        title = tag("a", titles[report.topic], href=quote(report.file.name))
+        parts += [tag("h3", title), tag("ol", *(tag("li", sentence) for sentence in report.sentences))]
     if problems:
         parts += [tag("h2", "Runs without a report"), tag("ul", *(tag("li", problem) for problem in problems))]
     body.append(tag("main", *parts, id="main"))
@@ -252,10 +253,40 @@ def render_index(reports: Sequence[Report], problems: Sequence[str] = ()) -> str
     return fill_template("Reports of runs", body, {"runs": documents})
 
 
-def _standing(report: Report) -> tuple[float, str, str]:
+def _titles(topics: Sequence[Topic]) -> dict[Topic, str]:
+    """Titles that differ: as much of a volume's path as no other volume ends in, and the truth where a run has more."""
+    volumes = {topic.volume for topic in topics}
+    runs = Counter((topic.volume, topic.name) for topic in topics)
+    titles = {}
+    for topic in topics:
+        against = f", compared with {topic.truth}" if runs[topic.volume, topic.name] > 1 else ""
+        titles[topic] = f"{topic.name} on {_ending(topic.volume, volumes - {topic.volume})}{against}"
+    return titles
+
+
+def _ending(path: Path, others: Collection[Path]) -> str:
+    """The shortest end of a path, of whole names, that no other path has."""
+    for length in range(1, len(path.parts)):
+        end = path.parts[-length:]
+        if all(other.parts[-length:] != end for other in others):
+            return str(Path(*end))
+    return str(path)
+
+
+def _standing(report: Report) -> tuple[int, float, str, str]:
+    """Best MCC first; an undefined one, which is by a rule and no finding, behind all others, and none last."""
     scores = report.summary.scores
     mcc = None if scores is None else scores.mcc
-    return (2.0 if mcc is None else -mcc), str(report.topic.volume), report.topic.name
+    group = 2 if mcc is None else int(_lacks_mcc(report))
+    return group, -(mcc or 0.0), str(report.topic.volume), report.topic.name
+
+
+def _lacks_mcc(report: Report) -> bool:
+    return "mcc" in undefined_scores(report.summary.counts)
+
+
+def _last(reports: Iterable[Report]) -> str:
+    return "; those whose MCC is undefined, 0 / 0, are behind the others" if any(map(_lacks_mcc, reports)) else ""
 
 
 def _comparable(reports: Sequence[Report]) -> Markup:
@@ -280,12 +311,14 @@ def _row(report: Report) -> list[object]:
     document = summary.document()
     scores = document["scores"] or dict.fromkeys(_COMPARED)
     seam = document["seam"] or {"score": None}
-    first, *others = (score(scores[name], f"scores.{name}") for name in _COMPARED)
+    undefined = undefined_scores(summary.counts)
+    first, *others = (score(scores[name], f"scores.{name}", name in undefined) for name in _COMPARED)
+    barred = scores["mcc"] is not None and "mcc" not in undefined
     tiles = summary.tiles
     return [
         join([tag("a", summary.name, href=quote(report.file.name)), tag("br"), path_code(report.topic.volume)]),
         summary.truth or "none",
-        first if scores["mcc"] is None else tag("span", first, bar(scores["mcc"])), *others,
+        tag("span", first, bar(scores["mcc"])) if barred else first, *others,
         tag("span", count(tiles.done, "tiles.done"), " of ", count(tiles.total, "tiles.total")),
         count(tiles.failed, "tiles.failed"),
         number(seam["score"], "" if seam["score"] is None else f"{seam['score']:.2f}", "seam.score"),

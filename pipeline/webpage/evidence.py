@@ -31,7 +31,8 @@ class Evidence:
         Every method for each tile, slice and the volume, by MCC, after the run's own filter and without the stages
         after its threshold. None without an annotated voxel.
     own : Candidate or None
-        Which of them the run is.
+        Which of them the run is. Of scope ``recipe`` where none is that: it does more than they, or its levels are of
+        16 bit and those of the stored histograms, of 256 bins, are not.
     problems : tuple of str
         Why some histograms cannot be read; their tiles are missing here.
     """

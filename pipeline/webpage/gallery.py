@@ -118,7 +118,6 @@ class _Artist:
 
     def __init__(self, volume: Volume, tiles: Census) -> None:
         self._volume, self._tiles = volume, tiles
-        self._factor = ceil_div(tiles.grid.step[1], PICTURE_SIDE)
         self._score = None if tiles.counts is None else tiles.score("mcc")
         self._fraction = tiles.fraction()
         self._drawn: dict[Triple, Picture] = {}
@@ -148,7 +147,7 @@ class _Artist:
         image = open_rendition(volume, None).read(box)
         mask = open_rendition(volume, tiles.name).read(box) != 0
         truth = None if tiles.truth is None else read_compared(volume, tiles.truth, tiles.name, box)
-        return encode_tile(to_grey(volume, image), classes(truth, mask), self._factor)
+        return encode_tile(to_grey(volume, image), classes(truth, mask), ceil_div(max(box.shape), PICTURE_SIDE))
 
 
 def encode_tile(grey: NDArray[np.uint8], found: NDArray[np.uint8], factor: int) -> tuple[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from shlex import quote
 from typing import Any
 
 _VOID = {"br", "col", "hr", "img", "input", "link", "meta", "wbr"}
@@ -99,14 +100,20 @@ def island(document: Mapping[str, Any]) -> Markup:
     return Markup(text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"))
 
 
-def score(value: float | None, key: str | None = None) -> Markup:
-    """Show a score with four decimals."""
-    return number(value, "" if value is None else f"{value:.4f}".replace("-", "−"), key)
+def score(value: float | None, key: str | None = None, undefined: bool = False) -> Markup:
+    """Show a score with four decimals; of one that is 0 / 0, that it is ``undefined``."""
+    shown = number(value, "" if value is None else f"{value:.4f}".replace("-", "−"), key)
+    return join([shown, " ", tag("span", "(undefined)", class_="mark")]) if undefined else shown
 
 
 def count(value: int, key: str | None = None) -> Markup:
     """Show a whole number."""
     return number(value, f"{value:,}", key)
+
+
+def command_code(words: Sequence[str]) -> Markup:
+    """A command to type, which wraps between its words: ``--`` at the end of a line would be typed as a word."""
+    return tag("code", join((tag("span", quote(word)) for word in words), " "), class_="words")
 
 
 def path_code(path: object) -> Markup:

@@ -14,6 +14,7 @@ from pipeline.findings.census import Census, census, lost_truths
 from pipeline.findings.profile import Profile, profile_of
 from pipeline.findings.summary import Summary, summarise_census
 from pipeline.kernels.bins import bin_tops
+from pipeline.kernels.confusion import SCORES, tile_scores
 from pipeline.kernels.flags import Flag, flag_tiles, flags_of, names_of, slice_distances, slice_medians
 from pipeline.storage.tables import RunTables
 from pipeline.storage.volume import Volume
@@ -50,6 +51,8 @@ class Page:
         As `findings.summary.summarise_census` gives it.
     recipe : dict
         As it is stored.
+    without_mcc : ndarray
+        Slices that have annotated voxels, but whose MCC is 0 / 0; the profile has a number by a rule there.
     flagged : Flagged or None
         None if the run has not measured quality.
     top_levels : ndarray
@@ -66,6 +69,7 @@ class Page:
     summary: Summary
     recipe: dict[str, Any]
     profile: Profile
+    without_mcc: NDArray[np.int64]
     tile_map: TileMap
     gallery: tuple[Room, ...]
     evidence: Evidence
@@ -101,6 +105,7 @@ def gather(volume: Volume, name: str, truth: str | None) -> Page:
         summary=summarise_census(volume, tables, tiles),
         recipe=tables.recipe,
         profile=profile_of(tiles),
+        without_mcc=_without_mcc(tiles),
         tile_map=make_map(tiles),
         gallery=gallery,
         evidence=evidence,
@@ -130,6 +135,14 @@ def _describe(volume: Volume, present: NDArray[np.bool_]) -> dict[str, Any]:
         "voxel_size_um": None if size is None else list(size),
         "slices": {"present": int(present.sum()), "absent": int((~present).sum())},
     }  # fmt: skip
+
+
+def _without_mcc(tiles: Census) -> NDArray[np.int64]:
+    if tiles.counts is None:
+        return np.zeros(0, np.int64)
+    traced = tiles.counts.sum(axis=(1, 2))
+    undefined = np.isnan(tile_scores(traced, "nan")[:, SCORES.index("mcc")])
+    return np.flatnonzero(undefined & traced.any(axis=-1))
 
 
 def _flagged(tiles: Census) -> Flagged | None:

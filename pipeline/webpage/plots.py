@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.kernels.histogram import BACKGROUND, UNLABELLED, VESSEL
 from pipeline.methods.comparison import average_precision, ceiling, curves, roc_auc
-from pipeline.webpage.chart import Chart, legend, span
+from pipeline.webpage.chart import LEAST_LEFT, Chart, left_room, legend, span
 from pipeline.webpage.markup import Markup, join, tag
 from pipeline.webpage.page import Page
 from pipeline.webpage.wording import level_words
@@ -18,26 +18,25 @@ from pipeline.webpage.wording import level_words
 def profile_charts(page: Page) -> Markup:
     """Scores, level and vessel of each slice, below each other."""
     profile = page.profile
+    limits = _profile_limits(page)
+    left = max(map(left_room, limits.values()), default=0.0)
     parts: list[Markup] = []
-    mcc, f1 = profile.score("mcc"), profile.score("f1")
-    if np.isfinite(mcc).any():
-        chart = _chart(page, ("profile-score", "Scores of each slice", "score"), _said("MCC", mcc))
-        chart.y = span([*mcc, *f1], 0.02)
+    if "score" in limits:
+        mcc, f1 = profile.score("mcc"), profile.score("f1")
+        chart = _chart(page, ("score", "Scores of each slice", "score"), _said("MCC", mcc), limits, left)
         chart.line(_known_points(f1), "two")
         chart.line(_known_points(mcc), "one")
         parts += [chart.svg(), legend([("line", "one", "MCC"), ("line", "two", "F1")])]
-    if np.isfinite(profile.middle).any():
-        chart = _chart(
-            page, ("profile-level", "Levels of each slice", "grey level"), _said("Median level", profile.middle)
-        )
-        chart.y = span([*profile.low, *profile.high], 1.0)
+    if "level" in limits:
+        said = _said("Median level", profile.middle)
+        chart = _chart(page, ("level", "Levels of each slice", "grey level"), said, limits, left)
         chart.band(list(zip(range(len(profile.low)), profile.low, profile.high, strict=True)), "one")
         chart.line(_points(profile.middle), "one")
         parts += [chart.svg(), legend([("line", "one", "median of the tiles"), ("band", "one", "lowest to highest")])]
-    if np.isfinite(profile.vessel).any():
+    if "vessel" in limits:
         percent, traced = 100 * profile.vessel, 100 * profile.truth
-        chart = _chart(page, ("profile-vessel", "Vessel in each slice", "% vessel"), _said("Percent vessel", percent))
-        chart.y = (0.0, span([*percent, *traced], 0.1)[1])
+        said = _said("Percent vessel", percent)
+        chart = _chart(page, ("vessel", "Vessel in each slice", "% vessel"), said, limits, left)
         chart.line(_known_points(traced), "two")
         chart.line(_points(percent), "one")
         which = "annotated voxels" if profile.where_annotated else "voxels"
@@ -48,10 +47,26 @@ def profile_charts(page: Page) -> Markup:
     return tag("div", *parts, class_="wide profile")
 
 
-def _chart(page: Page, names: tuple[str, str, str], description: str) -> Chart:
+def _profile_limits(page: Page) -> dict[str, tuple[float, float]]:
+    """Limits of y of each chart that there is something to draw in; none shows a score or a part that cannot be."""
+    profile, limits = page.profile, {}
+    mcc, f1 = profile.score("mcc"), profile.score("f1")
+    if np.isfinite(mcc).any():
+        limits["score"] = span([*mcc, *f1], 0.02, (-1.0 if np.nanmin(mcc) < 0 else 0.0, 1.0))
+    if np.isfinite(profile.middle).any():
+        limits["level"] = span([*profile.low, *profile.high], 1.0)
+    if np.isfinite(profile.vessel).any():
+        limits["vessel"] = (0.0, span([*100 * profile.vessel, *100 * profile.truth], 0.1, (0.0, 100.0))[1])
+    return limits
+
+
+def _chart(
+    page: Page, names: tuple[str, str, str], description: str, limits: dict[str, tuple[float, float]], left: float
+) -> Chart:
     name, title, label = names
     x = (-0.5, page.volume["shape"][0] - 0.5)
-    return Chart(name, title, description, x, (0.0, 1.0), "slice (z)", label, height=180, whole=True)
+    return Chart(f"profile-{name}", title, description, x, limits[name], left, "slice (z)", label, height=180,
+                 whole=True)  # fmt: skip
 
 
 def _points(values: NDArray[np.float64]) -> list[tuple[float, float]]:
@@ -89,7 +104,8 @@ def histogram_chart(page: Page) -> Markup:
         if found
         else "."
     )
-    chart = Chart("histogram", "Histogram", said, across, (0.5, max(10.0, 2 * top)), "filtered grey level", "voxels",
+    up = (0.5, max(10.0, 2 * top))
+    chart = Chart("histogram", "Histogram", said, across, up, x_label="filtered grey level", y_label="voxels",
                   height=280, log=True)  # fmt: skip
     entries = []
     kinds = [(BACKGROUND, "one", "background"), (VESSEL, "two", "vessel"), (UNLABELLED, "four", "not annotated")]
@@ -139,7 +155,7 @@ def curve_charts(page: Page) -> Markup | None:
 
 def _square(name: str, title: str, description: str, x_label: str, y_label: str) -> Chart:
     limits = (-0.02, 1.02)
-    return Chart(name, title, description, limits, limits, x_label, y_label, height=330, width=350)
+    return Chart(name, title, description, limits, limits, LEAST_LEFT, x_label, y_label, height=330, width=350)
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[float, float]]:

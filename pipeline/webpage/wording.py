@@ -1,4 +1,4 @@
-"""A recipe and its scores in words, for people who have never run it."""
+"""A recipe and the names of scores in words, for people who have never run it."""
 
 from __future__ import annotations
 
@@ -119,26 +119,6 @@ def _clean(clean: Mapping[str, Any]) -> Iterator[str]:
         yield f"Holes of a slice with fewer than {clean['small_holes']} voxels were filled."
 
 
-def verdict(scores: Mapping[str, float | None], annotated: int) -> str:
-    """Say in a sentence how good a mask is."""
-    if not annotated or scores["mcc"] is None:
-        return "No voxel that is done has a truth, so nothing can be said of how good the mask is."
-    found, right = scores["recall"], scores["precision"]
-    said = f"Measured on {annotated:,} annotated voxels, mask and truth agree with an MCC of {scores['mcc']:.3f}."
-    if found is None or right is None:
-        return said
-    return (
-        f"{said} Of 100 vessel voxels of the truth the mask finds {_hundredths(found)}; of 100 voxels that it calls "
-        f"vessel, {_hundredths(right)} are."
-    )
-
-
 def level_words(level: float) -> str:
     """Write a grey level: whole ones whole, others with one decimal."""
     return f"{level:.0f}" if level == int(level) else f"{level:.1f}"
-
-
-def _hundredths(share: float) -> str:
-    """A share in hundredths, one that is not all or nothing never said to be."""
-    percent = round(100 * share)
-    return "less than 1" if percent == 0 < share else "more than 99" if percent == 100 and share < 1 else str(percent)

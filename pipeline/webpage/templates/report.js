@@ -145,6 +145,13 @@
     return about + (Number.isInteger(found) ? found.toLocaleString("en-US") : found.toFixed(1));
   }
 
+  // A number of a cell. An MCC is 0 / 0 where truth or mask has one class; what it is then is by a rule.
+  function number(name, index) {
+    const [tp, fp, fn, tn] = ["tp", "fp", "fn", "tn"].map((kind) => value(kind, index));
+    const undefinedScore = name === "mcc" && [tp + fp, tp + fn, tn + fp, tn + fn].includes(0);
+    return written(name, value(name, index)) + (undefinedScore ? " (undefined)" : "");
+  }
+
   const unusual = (flags) => report.flags.filter((_, bit) => flags & (1 << bit)).join(", ") || "nothing";
   const NAMES = { mcc: "MCC", level: "Level", vessel: "Vessel", tp: "Found (TP)", fp: "Too much (FP)", fn: "Missed (FN)", tn: "Background (TN)" };
 
@@ -154,7 +161,7 @@
       ["Tile", group > 1 ? `slice ${z}, ${group} × ${group} tiles` : `slice ${z}, row ${y}, column ${x}`],
       ["Voxels", `y ${y * side} to ${bottom}, x ${x * side} to ${right}`],
       ["State", report.states[value("state", index)]],
-      ...Object.entries(NAMES).filter(([name]) => columns[name]).map(([name, words]) => [words, written(name, value(name, index))]),
+      ...Object.entries(NAMES).filter(([name]) => columns[name]).map(([name, words]) => [words, number(name, index)]),
       ...(columns.flags ? [["Unusual", unusual(value("flags", index))]] : []),
     ];
     by("figures-list").replaceChildren(...facts.map(([name, words]) => {
@@ -168,11 +175,22 @@
     canvas.dataset.cell = [z, y, x].join(",");
   }
 
+  // A command in parts that no line should end inside of: "--" before a break would be typed as a word of its own.
+  function options(line) {
+    const parts = [];
+    for (const [word] of line.matchAll(/(?:'[^']*'|"[^"]*"|[^\s'"])+/g)) {
+      if (/^--\S+$/.test(parts.at(-1) ?? "")) parts.push(`${parts.pop()} ${word}`);
+      else parts.push(word);
+    }
+    return parts;
+  }
+
   function showLine(id, at) {
-    const place = document.createElement("span");
-    place.className = "unbroken";
-    place.textContent = `--at ${at}`;
-    by(id).replaceChildren(`${report.view} `, place);
+    by(id).replaceChildren(...options(`${report.view} --at ${at}`).flatMap((words, index) => {
+      const whole = document.createElement("span");
+      whole.textContent = words;
+      return index ? [" ", whole] : [whole];
+    }));
   }
 
   function showSlice() {
@@ -180,7 +198,7 @@
     slider.setAttribute("aria-valuetext", `slice ${z}`);
     const profile = report.profile, known = (values) => values && values[z] !== null;
     const words = [
-      known(profile.mcc) && `MCC ${profile.mcc[z].toFixed(4).replace("-", "\u2212")}`,
+      known(profile.mcc) && `MCC ${profile.mcc[z].toFixed(4).replace("-", "\u2212")}${profile.undefined.includes(z) ? " (undefined)" : ""}`,
       known(profile.middle) && `median level ${Number(profile.middle[z].toFixed(2))}`,
       known(profile.vessel) && `${(100 * profile.vessel[z]).toFixed(2)} % vessel`,
     ].filter(Boolean);
@@ -205,7 +223,7 @@
   function say() {
     const name = measure.value, index = position(), found = value(name, index), state = report.states[value("state", index)];
     const words = name === "flags" && Number.isFinite(found) ? unusual(found)
-      : NAMES[name] && Number.isFinite(found) ? `${NAMES[name]} ${written(name, found)}` : state;
+      : NAMES[name] && Number.isFinite(found) ? `${NAMES[name]} ${number(name, index)}` : state;
     by("tile-words").textContent = `${z === said ? "" : `slice ${z}, `}row ${y}, column ${x}: ${words}`;
     said = z;
   }
