@@ -114,8 +114,8 @@ def binarize_smooth(plane: Voxels, origin: Place, surface: Surface, mask: Labels
 def _check_inside(plane: Voxels, origin: Place, shape: Place, mask: Labels) -> None:
     if mask.shape != plane.shape:
         raise ShapeMismatchError(f"mask: got shape {mask.shape}, the plane has {plane.shape}")
-    ends = tuple(start + length for start, length in zip(origin, plane.shape, strict=True))
-    if min(origin) < 0 or any(end > length for end, length in zip(ends, shape, strict=True)):
+    (top, left), (height, width) = origin, plane.shape
+    if top < 0 or left < 0 or top + height > shape[0] or left + width > shape[1]:
         raise RegionError(f"plane: got {plane.shape} voxels from {origin}, which leave their slice of {shape}")
 
 
