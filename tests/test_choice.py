@@ -480,6 +480,20 @@ def test_nothing_is_compared_where_nothing_is_done(tmp_path: Path) -> None:
         choose(config)
 
 
+def test_lost_histograms_are_no_ranking_and_are_made_again(tmp_path: Path) -> None:
+    volume = build_volume(tmp_path / "brain.zarr", (4, 64, 64))
+    before = kesm("compare", volume.path, "--json").document["rows"]
+    lost = volume.path / "tiles/otsu/truth/groundtruth/histogram/c/2"
+    (chunk,) = (file for file in lost.rglob("*") if file.is_file())
+    chunk.write_bytes(b"no chunk")
+    answer = kesm("compare", volume.path)
+    assert answer.code == 2
+    assert "histogram: chunk c/2/" in answer.message
+    assert answer.message.endswith("; `kesm verify` marks what is damaged, and the next `kesm run` makes it again")
+    kesm("verify", volume.path)
+    assert kesm("compare", volume.path, "--json").document["rows"] == before
+
+
 def test_all_are_judged_on_the_tiles_that_all_have_done(tmp_path: Path) -> None:
     volume = build_volume(tmp_path / "brain.zarr", (8, 64, 64))
     files = [write_yaml(tmp_path / "moody.yaml", volume="-", segmenter={"target": f"{__name__}:moody"})]

@@ -37,17 +37,18 @@ from pipeline.figures.canvas import (
     draw_pictures,
     format_of,
     length_text,
-    level_text,
     round_length,
     save,
     text_width,
     wrapped,
 )
+from pipeline.figures.charts import draw_curves, draw_histogram
 from pipeline.figures.exhibit import View, read_gallery, read_map, read_overlay, read_overview, read_profile
 from pipeline.figures.pictures import draw_map, draw_overlay
 from pipeline.figures.subject import Subject
 from pipeline.figures.tryout import read_curves, read_distribution, read_trial
 from pipeline.geometry import Box
+from pipeline.kernels.bins import bin_tops
 from pipeline.kernels.confusion import Counts, scores
 from pipeline.kernels.histogram import joint_histogram
 from pipeline.kernels.threshold import LEVEL_OF
@@ -950,11 +951,12 @@ def test_methods_without_a_level_are_named(mine):
     assert f"No level on this tile: {', '.join(trial.without)}." in texts
 
 
-@pytest.mark.parametrize(
-    ("level", "text"), [(48_620.0, "48620"), (65.7712, "65.77"), (79.0, "79"), (0.5, "0.5"), (-1.0, "-1")]
-)
-def test_level_is_written_out(level, text):
-    assert level_text(level) == text
+def test_levels_of_16_bit_are_written_out(volume):
+    found = replace(read_distribution(volume, Request(name="otsu"), 1), tops=bin_tops((0, 65535)))
+    for draw in (draw_histogram, draw_curves):
+        texts = " ".join(text.get_text() for text in draw(found, STYLE).findobj(Text))
+        assert re.search(r"otsu: (level )?\d{5}, MCC", texts)
+        assert "e+0" not in texts
 
 
 def test_name_that_is_no_text_is_drawn(mine, tmp_path):

@@ -53,10 +53,6 @@ _METADATA: dict[str, dict[str, Any]] = {
 }
 
 
-Share = tuple[int, int]
-"""Tiles of a run that are done, and all that it is asked for."""
-
-
 @dataclass(frozen=True, slots=True)
 class Style:
     """How figures look.
@@ -148,12 +144,7 @@ def save(figure: Figure, path: Path, dpi: int | None = None) -> None:
         draft.write_bytes(buffer.getvalue())
 
 
-def level_text(level: float) -> str:
-    """A grey level, of 8 or 16 bit, with two digits behind the point where it has any."""
-    return f"{level:.2f}".rstrip("0").rstrip(".")
-
-
-def share_text(share: Share) -> str:
+def share_text(share: tuple[int, int]) -> str:
     """``; 18 of 36 tiles done``, where not all are: scores and levels are of these alone."""
     done, tiles = share
     return "" if done == tiles else f"; {done:,} of {tiles:,} tiles done"

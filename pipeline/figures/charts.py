@@ -14,7 +14,6 @@ from pipeline.figures.canvas import (
     TITLE_PT,
     Page,
     Style,
-    level_text,
     line_height,
     settings,
     share_text,
@@ -68,7 +67,7 @@ def draw_histogram(found: Distribution, style: Style) -> Figure:
         for index, (method, level) in enumerate(found.levels.items()):
             grey = found.grey(level)
             score = scores(found.counts_at(level)).mcc if found.split else None
-            words = f"{method}: {level_text(grey)}" + ("" if score is None else f", MCC {score:.3f}")
+            words = f"{method}: {grey:g}" + ("" if score is None else f", MCC {score:.3f}")
             axes.axvline(grey + 0.5, color=COLOURS[index], linestyle=DASHES[index], linewidth=1.6, label=words)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_xlabel("grey level after the filter" + (" (inverted: vessels are bright)" if found.dark else ""))
@@ -192,12 +191,11 @@ def _plot(
 
 def _operating_points(found: Distribution) -> list[tuple[str, Counts]]:
     points = [
-        (f"{method}: level {level_text(found.grey(level))}", found.counts_at(level))
-        for method, level in found.levels.items()
+        (f"{method}: level {found.grey(level):g}", found.counts_at(level)) for method, level in found.levels.items()
     ]
     best = ceiling(found.table)
     if best is not None:
-        points.append((f"best level: {level_text(found.grey(best.level))}", found.counts_at(best.level)))
+        points.append((f"best level: {found.grey(best.level):g}", found.counts_at(best.level)))
     if found.counts is not None:
         points.append((f"run {found.subject.name} as it is", found.counts))
     return points

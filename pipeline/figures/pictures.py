@@ -24,7 +24,6 @@ from pipeline.figures.canvas import (
     Swatch,
     draw_pictures,
     hexadecimal,
-    level_text,
     line_height,
     settings,
     share_text,
@@ -98,7 +97,7 @@ def draw_trial(trial: Trial, style: Style) -> Figure:
     for attempt in trial.attempts:
         score = [] if attempt.mcc is None else [f"MCC {attempt.mcc:.4f}"]
         pixels = np.where(attempt.mask, np.uint8(255), np.uint8(0))
-        panels.append(Panel(pixels, [f"{attempt.method}: level {level_text(attempt.level)}", *score]))
+        panels.append(Panel(pixels, [f"{attempt.method}: level {attempt.level:g}", *score]))
     of = "the default recipe" if subject.name is None else f"run {subject.name}"
     notes = [f"Each method on this tile by itself, after the filter of {of} ({_filter_text(trial)})."]
     if trial.without:

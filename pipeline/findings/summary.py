@@ -279,8 +279,7 @@ def describe(
     present = volume.slices.present()
     problems: list[str] = []
     labels = []
-    problems += volume.label_problems()
-    for info in volume.readable_labels().values():
+    for info in volume.readable_labels(problems).values():
         label: dict[str, Any] = {"name": info.name, "kind": info.kind}
         with noted(problems):
             if info.kind == "truth":

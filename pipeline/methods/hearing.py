@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,6 @@ from pipeline.settings.config import RunConfig
 from pipeline.settings.recipe import Denoise, HistogramThreshold, Recipe
 from pipeline.storage.keys import valid_tiles
 from pipeline.storage.store import ABSENT, BY_A_RUN
-from pipeline.storage.table import Table
 from pipeline.storage.tables import RunTables, run_names
 from pipeline.storage.volume import Volume
 
@@ -261,19 +259,11 @@ def _common(done: Mapping[str, Flags]) -> dict[str, Flags]:
     return {name: flags & slices[:, None, None] for name, flags in done.items()}
 
 
-def _whole(table: Table, cells: tuple[slice, ...]) -> NDArray[Any]:
-    """Cells of a table of a run: a ranking leaves nothing out."""
-    found, reasons = table.survey(cells)
-    if reasons:
-        raise DamageError(f"{'; '.join(reasons)}; {BY_A_RUN}")
-    return found
-
-
 def _own_counts(config: RunConfig, right: Flags, traced: Sequence[int]) -> SliceRows:
     """Counts of a run's own mask."""
     volume = Volume(config.volume)
     tiles = _tiles(config, volume)
-    found = _whole(RunTables(volume, config.run_name).truth(config.truth or "").counts, tiles.slices)
+    found = RunTables(volume, config.run_name).truth(config.truth or "").counts.read(tiles.slices)
     found[~right] = 0
     rows: SliceRows = found[[z - tiles.start[0] for z in traced]].sum(axis=(1, 2))
     return rows
@@ -286,8 +276,10 @@ def _judge(config: RunConfig, contest: Contest, runs: _Runs, right: Flags) -> Ju
     tiles = _tiles(config, volume)
     card = Scorecard(contest.methods, contest.scopes, np.zeros(histogram.shape[-2:], np.int64))
     for position, z in enumerate(range(tiles.start[0], tiles.stop[0])):
-        found = _whole(histogram, (slice(z, z + 1), *tiles.slices[1:]))[0]
-        card.add(found, done[position], right[position], z in runs.traced)
+        found, reasons = histogram.survey((slice(z, z + 1), *tiles.slices[1:]))
+        if reasons:  # a ranking leaves nothing out
+            raise DamageError(f"{'; '.join(reasons)}; {BY_A_RUN}")
+        card.add(found[0], done[position], right[position], z in runs.traced)
     scored, name = card.scored_pooled, name_of(config.denoise)
     best = ceiling(scored, contest.by)
     if best is not None and volume.dtype.itemsize > 1:

@@ -166,23 +166,16 @@ class Volume:
         """Every label by name: truths and masks."""
         return {name: self._label_info(name) for name in self._label_names()}
 
-    def readable_labels(self) -> dict[str, LabelInfo]:
-        """As `labels`, without those whose metadata cannot be read: for what only looks at the others."""
+    def readable_labels(self, problems: list[str] | None = None) -> dict[str, LabelInfo]:
+        """As `labels`, without those whose metadata cannot be read, which ``problems`` then says: only for looking."""
         found = {}
         for name in self._label_names():
-            with suppress(NotAVolumeError):
-                found[name] = self._label_info(name)
-        return found
-
-    def label_problems(self) -> list[str]:
-        """Why the metadata of some labels cannot be read."""
-        problems = []
-        for name in self._label_names():
             try:
-                self._label_info(name)
+                found[name] = self._label_info(name)
             except NotAVolumeError as error:
-                problems.append(str(error))
-        return problems
+                if problems is not None:
+                    problems.append(str(error))
+        return found
 
     def own_labels(self) -> list[LabelInfo]:
         """All but those of other programs, which may be stored in any way, and are left as they are."""
